@@ -1,0 +1,44 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+CORPUS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 8
+
+setup: $(VENV)/.runtime ## make .venv and install requirements.txt
+
+demo: $(VENV)/.runtime ## train, score and separate on real speech (CORPUS=/path: your own, LibriSpeech layout)
+	@$(RUN) -m scripts.demo $(if $(CORPUS),--corpus "$(CORPUS)")
+
+test: lint types ## lint, types and all tests
+	@$(RUN) -m pytest
+
+lint: $(VENV)/.development ## ruff
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+
+types: $(VENV)/.development ## mypy
+	@$(RUN) -m mypy
+
+clean: ## remove .venv and everything that was computed (downloads stay in data/)
+	rm -rf $(VENV) chkpt logs results demo data/demo-*
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "ERROR: Python 3.10 or newer is needed; name one with make PYTHON=..." >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) \
+		|| { rm -rf $(VENV); echo "ERROR: python3 -m venv failed; on Debian: apt-get install python3-venv" >&2; exit 2; }
+
+# stamps are written last, so that an interrupted installation is repeated
+$(VENV)/.runtime: requirements.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --disable-pip-version-check -q -r requirements.txt
+	@touch $@
+
+$(VENV)/.development: requirements-dev.txt $(VENV)/.runtime
+	$(RUN) -m pip install --disable-pip-version-check -q -r requirements-dev.txt
+	@touch $@

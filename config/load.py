@@ -1,0 +1,251 @@
+"""YAML -> checked options; dotted overrides; the command-line frame that all scripts share."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from config.schema import Config
+from utils.errors import UserError
+
+CONFIG_FOLDER = Path(__file__).parent
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader for which `1e-3` is a number (YAML 1.1 wants `1.0e-3`) and a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d+([eE][-+]?\d+)?|\.inf|\.nan)$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
+
+
+def read_yaml(path: Path | str, _chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Reads one YAML file on top of its `base:` (a path relative to the file). Raises UserError."""
+    path = Path(path)
+    if path.resolve() in _chain:
+        raise UserError(f"{path}: `base:` leads back to this file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        shipped = sorted(str(p.relative_to(CONFIG_FOLDER.parent)) for p in CONFIG_FOLDER.rglob("*.yaml"))
+        near = difflib.get_close_matches(str(path), shipped, 1, 0.5)
+        raise UserError(f"{path}: no such configuration{_meant(near)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    content = _parse_yaml(text, str(path))
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, expected `key: value` lines")
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base: expected a file name, got {base!r}")
+    return _merge(read_yaml(path.parent / base, (*_chain, path.resolve())), content)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Values of `above` win; sections are merged key by key, except where they choose another `kind`."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        other_kind = isinstance(value, dict) and isinstance(old, dict) and value.get("kind", old.get("kind"))
+        if isinstance(value, dict) and isinstance(old, dict) and other_kind == old.get("kind"):
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _override(tree: dict[str, Any], text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"'{text}': expected an override such as train.batch_size=4")
+    nested: Any = _parse_yaml(value, f"'{text}'")
+    for part in reversed(key.strip().split(".")):
+        nested = {part: nested}
+    return _merge(tree, nested)
+
+
+def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of `path` (defaults alone if None) with `section.key=value` overrides on top.
+
+    Raises UserError that names the key, what was expected, and a near match for an unknown key.
+    """
+    tree = read_yaml(path) if path is not None else {}
+    for text in overrides:
+        tree = _override(tree, text)
+    return check_config(tree, str(path) if path is not None else "configuration")
+
+
+def check_config(tree: dict[str, Any], where: str) -> Config:
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(dict(item)) for item in error.errors()]
+        raise UserError(f"{where}: " + "; ".join(lines)) from error
+
+
+def _explain(item: dict[str, Any]) -> str:
+    """One pydantic finding as `key: what was expected, what was there`."""
+    # a discriminated union puts the chosen kind into the path; it is no key of the file
+    kinds = {name for model in _all_models(Config) for name in _kind_names(model)}
+    parts = [str(part) for part in item["loc"] if part not in kinds]
+    key = ".".join(parts)
+    if item["type"] == "extra_forbidden":
+        siblings = _fields_at(parts[:-1], str(next((p for p in item["loc"] if p in kinds), "")))
+        near = difflib.get_close_matches(parts[-1], siblings, 1, 0.6)
+        known = "" if near else f" (known here: {', '.join(siblings)})"
+        return f"unknown key '{key}'{_meant(near)}{known}"
+    if item["type"].startswith("union_tag"):
+        allowed = ", ".join(sorted(kinds))
+        return f"{key}.kind: expected one of {allowed}, got {_kind_of(item['input'])!r}"
+    message = item["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    if item["type"] == "missing":
+        return f"{key}: is missing"
+    value = "" if isinstance(item["input"], dict) else f", got {item['input']!r}"
+    return f"{key or 'configuration'}: {message}{value}"
+
+
+def _kind_of(value: Any) -> Any:
+    return value.get("kind") if isinstance(value, dict) else value
+
+
+def _all_models(model: type[BaseModel]) -> list[type[BaseModel]]:
+    found = [model]
+    for field in model.model_fields.values():
+        for candidate in (field.annotation, *get_args(field.annotation)):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                found += _all_models(candidate)
+    return found
+
+
+def _kind_names(model: type[BaseModel]) -> tuple[str, ...]:
+    field = model.model_fields.get("kind")
+    return get_args(field.annotation) if field else ()
+
+
+def _fields_at(parts: Sequence[str], kind: str) -> list[str]:
+    """Names that are allowed below a dotted key."""
+    models: list[type[BaseModel]] = [Config]
+    for part in parts:
+        fields = [m.model_fields[part] for m in models if part in m.model_fields]
+        models = [
+            candidate
+            for field in fields
+            for candidate in (field.annotation, *get_args(field.annotation))
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel)
+        ]
+    if kind:
+        models = [m for m in models if kind in _kind_names(m)] or models
+    return sorted({name for m in models for name in m.model_fields})
+
+
+def _meant(near: Sequence[str]) -> str:
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines `key: old -> new` for every dotted key in which two plain configurations differ."""
+    lines = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before} -> {after}")
+    return lines
+
+
+# ---------------------------------------------------------------- scripts
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message} (see --help)")
+
+
+def argument_parser(description: str, config_help: str | None = "the configuration, a YAML file") -> _Parser:
+    """A parser whose mistakes are UserErrors; it has `-c` unless `config_help` is None."""
+    parser = _Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.set_defaults(overrides=[])
+    if config_help is not None:
+        parser.add_argument("-c", "--config", metavar="YAML", help=config_help)
+        parser.add_argument(
+            "overrides", nargs="*", metavar="section.key=value", help="override, e.g. train.batch_size=4"
+        )
+    return parser
+
+
+def parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Options and overrides may stand in any order."""
+    return parser.parse_intermixed_args(arguments)
+
+
+def run_script(main: Callable[[], int | None]) -> None:
+    """Runs `main` and exits: 0, or its return value; 2 with one sentence for a mistake of the user's.
+
+    A full disk counts as one; an interruption ends with 130 (Ctrl-C) or 143 (SIGTERM); our own bugs keep
+    their traceback (1).
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = main() or 0
+    except UserError as error:
+        code = _report(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        code = _report(f"{where}the disk is full; what was finished is kept, free some space and run again")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def _report(sentence: str) -> int:
+    print(f"ERROR: {sentence}", file=sys.stderr)
+    return 2
+
+
+def _terminate(number: int, frame: object) -> None:
+    sys.exit(128 + number)

@@ -1,0 +1,1 @@
+"""Corpora, recipes of mixtures, and the store of rendered examples."""

@@ -1,0 +1,69 @@
+"""Stored examples as batches: the dataset, and a sampler that can start anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from datasets.store import StoredSplit
+
+Batch = dict[str, Tensor]
+
+
+class StoredExamples(Dataset[Batch]):
+    """Fields of a stored split and the embedding of each reference, read a whole batch at a time."""
+
+    def __init__(self, split: StoredSplit, fields: Sequence[str], embeddings: np.ndarray) -> None:
+        self.split, self.fields, self.embeddings = split, tuple(fields), embeddings
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, rows: Sequence[int]) -> Batch:
+        """Rows -> float32 tensors [B, ...] by field name, and `embedding` [B, D]."""
+        batch = {name: _to_float(self.split.read(name, rows)) for name in self.fields}
+        batch["embedding"] = torch.from_numpy(self.embeddings[list(rows)])
+        return batch
+
+
+def _to_float(values: np.ndarray) -> Tensor:
+    """The cosine is stored as a signed byte, 127 steps to one; everything else as it is."""
+    tensor = torch.from_numpy(values).float()
+    return tensor / 127 if values.dtype == np.int8 else tensor
+
+
+class ShuffledBatches(Sampler[list[int]]):
+    """Endless batches of example numbers; every epoch is a permutation of its own, from (seed, epoch).
+
+    A pure function of the step, so that a resumed run goes on with `start` and draws what an uninterrupted
+    one would have. Ranks take turns inside the global batch; an incomplete last batch is left out.
+    """
+
+    def __init__(
+        self, examples: int, batch: int, seed: int, start: int = 0, rank: int = 0, ranks: int = 1
+    ) -> None:
+        self.examples, self.batch, self.seed, self.start = examples, batch, seed, start
+        self.rank, self.ranks = rank, ranks
+        self.per_epoch = max(1, examples // (batch * ranks))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step, epoch, order = self.start, -1, np.empty(0, np.int64)
+        size = self.batch * self.ranks
+        while True:
+            if step // self.per_epoch != epoch:
+                epoch = step // self.per_epoch
+                order = np.random.default_rng([self.seed, epoch]).permutation(self.examples)
+            first = step % self.per_epoch * size
+            yield order[first : first + size][self.rank :: self.ranks].tolist()
+            step += 1
+
+
+def training_batches(
+    examples: StoredExamples, sampler: ShuffledBatches, workers: int, pin: bool
+) -> Iterator[Batch]:
+    """Batches in the sampler's order; `workers` 0 reads them in this process."""
+    return iter(DataLoader(examples, batch_size=None, sampler=sampler, num_workers=workers, pin_memory=pin))

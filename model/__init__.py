@@ -1,0 +1,1 @@
+"""Networks, front ends, losses, and the separator that joins them."""

@@ -1,0 +1,98 @@
+"""Waveform <-> spectrum, and the mel front ends of the embedders, as modules with buffers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Spectral(nn.Module):
+    """Centred Hann STFT with zero padding, and its inverse.
+
+    The signal is padded with zeros to a multiple of the hop, so that every sample lies between two frame
+    centres and the inverse is well conditioned to the last one.
+    """
+
+    window: Tensor
+
+    def __init__(self, n_fft: int, hop_length: int, win_length: int) -> None:
+        super().__init__()
+        self.n_fft, self.hop_length, self.win_length = n_fft, hop_length, win_length
+        self.register_buffer("window", torch.hann_window(win_length), persistent=False)
+
+    @property
+    def bins(self) -> int:
+        return self.n_fft // 2 + 1
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """float [B, N] -> complex spectrum [B, T, F], T = ceil(N / hop) + 1, F = n_fft / 2 + 1."""
+        pad = -waveform.shape[-1] % self.hop_length
+        waveform = nn.functional.pad(waveform.float(), (0, pad))
+        spectrum = torch.stft(
+            waveform,
+            self.n_fft,
+            self.hop_length,
+            self.win_length,
+            self.window,
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        )
+        return spectrum.transpose(1, 2)  # [B, T, F]
+
+    def inverse(self, spectrum: Tensor, length: int) -> Tensor:
+        """complex [B, T, F] -> float [B, length]."""
+        waveform = torch.istft(
+            spectrum.transpose(1, 2),
+            self.n_fft,
+            self.hop_length,
+            self.win_length,
+            self.window,
+            center=True,
+        )
+        if waveform.shape[-1] < length:
+            raise ValueError(f"{spectrum.shape[1]} frames hold {waveform.shape[-1]} samples, not {length}")
+        return waveform[:, :length]
+
+
+class MelSpectrogram(nn.Module):
+    """Power mel spectrogram (Slaney scale and norm), optionally log10(x + 1e-6): [B, N] -> [B, T, M].
+
+    Frames of `n_fft` samples, Hann window of `win_length`, centred with zero padding: what librosa's
+    `feature.melspectrogram` computes with its defaults (tests compare them).
+    """
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(
+        self, sample_rate: int, n_fft: int, win_length: int, hop_length: int, mels: int, log: bool
+    ) -> None:
+        super().__init__()
+        # here: inference with a stored embedding does not need torchaudio
+        from torchaudio.functional import melscale_fbanks
+
+        self.n_fft, self.win_length, self.hop_length, self.log = n_fft, win_length, hop_length, log
+        filters = melscale_fbanks(
+            n_fft // 2 + 1, 0.0, sample_rate / 2, mels, sample_rate, norm="slaney", mel_scale="slaney"
+        )
+        self.register_buffer("window", torch.hann_window(win_length), persistent=False)
+        self.register_buffer("filters", filters, persistent=False)
+
+    def frames(self, samples: int) -> int:
+        return samples // self.hop_length + 1
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        spectrum = torch.stft(
+            waveform.float(),
+            self.n_fft,
+            self.hop_length,
+            self.win_length,
+            self.window,
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        )
+        power = spectrum.real.square() + spectrum.imag.square()
+        mel = power.transpose(1, 2) @ self.filters  # [B, T, M]
+        return torch.log10(mel + 1e-6) if self.log else mel

@@ -1,0 +1,89 @@
+"""`make demo`: corpus -> store -> training -> scores -> one separated voice, by the real commands.
+
+Every command is printed before it runs, and each one reuses what an earlier run finished.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets.download import choose_corpus
+
+from config.load import argument_parser, parse_arguments, run_script
+from utils.errors import UserError
+from utils.files import fingerprint, read_json
+
+CONFIG = "config/compact.yaml"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argument_parser("Runs the main job end to end.", config_help=None)
+    parser.add_argument(
+        "--corpus", metavar="DIR", help="a corpus in LibriSpeech layout (CORPUS= of make demo)"
+    )
+    parser.add_argument("--data", default="data", help="folder for downloads and the store")
+    parser.add_argument("-o", "--out", default="demo", help="folder for the results")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    options = parse_arguments(parser, arguments)
+    start = time.monotonic()
+    data, out = Path(options.data), Path(options.out)
+    given = Path(options.corpus) if options.corpus else None
+    corpus, description = choose_corpus(given, data)
+    print(f"corpus: {corpus}: {description}\n", flush=True)
+    # another corpus or other settings get a store and a run of their own
+    name = f"demo-{fingerprint([str(corpus.resolve()), Path(CONFIG).read_text(), options.overrides])[:8]}"
+    store = data / name
+    settings = [*options.overrides, f"data.store={store}"]
+    checkpoint = Path("chkpt") / name / "best.pt"
+    results = out / name
+
+    command("generator.py", "-c", CONFIG, "-d", str(corpus), "-o", str(store), *options.overrides)
+    command("trainer.py", "-c", CONFIG, "-m", name, *settings)
+    command("evaluate.py", str(checkpoint), "--data", str(store), "-o", str(results), "--save_audio", "1")
+    scores = results / f"{name}-best"
+    example = scores / "audio" / "00000"
+    command(
+        "inference.py", "--checkpoint_path", str(checkpoint),
+        "-m", str(example / "mixture.wav"), "-r", str(example / "reference.wav"),
+        "--target", str(example / "target.wav"), "-o", str(results), "--plot",
+    )  # fmt: skip
+    finish(results, scores, corpus, time.monotonic() - start)
+    return 0
+
+
+def command(script: str, *arguments: str) -> None:
+    """Prints and runs one of the project's scripts; a failure ends the demo with the script's exit code."""
+    print(f"$ python {shlex.join([script, *arguments])}", flush=True)
+    code = subprocess.run([sys.executable, script, *arguments]).returncode
+    if code == 2:
+        raise UserError(f"the demo stopped: {script} could not go on (its reason stands above)")
+    if code:
+        sys.exit(code)
+    print(flush=True)
+
+
+def finish(results: Path, scores: Path, corpus: Path, seconds: float) -> None:
+    summary = read_json(scores / "summary.json")
+    print(f"Trained on {corpus}; {(scores / 'summary.md').read_text()}")
+    print(f"Done in {seconds / 60:.1f} minutes. To listen and to look:")
+    for path in (
+        scores / "audio" / "00000" / "mixture.wav",
+        scores / "audio" / "00000" / "reference.wav",
+        results / "estimate.wav",
+        results / "residual.wav",
+        results / "spectrograms.png",
+        scores / "per_utterance.csv",
+    ):
+        print(f"  {path}")
+    low = summary["si_sdr_improvement_low"]
+    if low <= 0:
+        print("NOTE: the improvement's 95 % interval includes 0: this training did not learn to separate.")
+
+
+if __name__ == "__main__":
+    run_script(main)

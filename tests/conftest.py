@@ -1,0 +1,99 @@
+"""Small corpora and embedders that the tests make themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from config.load import run_script
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+RATE = 16000
+
+
+def tone_voice(speaker: int, seconds: float, seed: int, rate: int = RATE) -> np.ndarray:
+    """Something like speech: harmonics of the speaker's own pitch in bursts, with a little noise."""
+    generator = np.random.default_rng([speaker, seed])
+    time = np.arange(round(seconds * rate)) / rate
+    pitch = 90 + 35 * speaker + 3 * np.sin(2 * np.pi * 3 * time + generator.uniform(0, 6))
+    phase = 2 * np.pi * np.cumsum(pitch) / rate
+    tone = sum(np.sin(k * phase) / k for k in range(1, 12))
+    bursts = 0.55 + 0.45 * np.sign(np.sin(2 * np.pi * (1.3 + 0.2 * generator.random()) * time))
+    return (0.05 * tone * bursts + 0.001 * generator.standard_normal(len(time))).astype(np.float32)
+
+
+def write_librispeech(root: Path, speakers: int, utterances: int, seconds: float = 4.0) -> Path:
+    """A tree in LibriSpeech's layout with a transcript per chapter."""
+    for speaker in range(speakers):
+        folder = root / "dev-clean" / str(100 + speaker) / "7"
+        folder.mkdir(parents=True)
+        lines = []
+        for number in range(utterances):
+            name = f"{100 + speaker}-7-{number:04d}"
+            soundfile.write(folder / f"{name}.flac", tone_voice(speaker, seconds, number), RATE)
+            lines.append(f"{name} WORDS OF {name}\n")
+        (folder / f"{100 + speaker}-7.trans.txt").write_text("".join(lines))
+    return root
+
+
+@pytest.fixture(scope="session")
+def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_librispeech(tmp_path_factory.mktemp("corpus"), speakers=8, utterances=3)
+
+
+def resemblyzer_state(seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random weights in the layout of Resemblyzer's file."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes: dict[str, tuple[int, ...]] = {"similarity_weight": (1,), "similarity_bias": (1,)}
+    for layer in range(3):
+        shapes[f"lstm.weight_ih_l{layer}"] = (1024, 40 if layer == 0 else 256)
+        shapes[f"lstm.weight_hh_l{layer}"] = (1024, 256)
+        shapes[f"lstm.bias_ih_l{layer}"] = shapes[f"lstm.bias_hh_l{layer}"] = (1024,)
+    shapes |= {"linear.weight": (256, 256), "linear.bias": (256,)}
+    return {key: 0.1 * torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+
+
+@pytest.fixture(scope="session")
+def embedder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("embedder") / "random.pt"
+    torch.save({"step": 1, "model_state": resemblyzer_state(), "optimizer_state": {}}, path)
+    return path
+
+
+TINY = [
+    "audio.n_fft=256", "audio.hop_length=128", "audio.win_length=256",
+    "data.seconds=1.5", "data.train=24", "data.shard_size=10",
+    "data.validation={examples: 6, speakers: 0.25}", "data.test={examples: 6, speakers: 0.25}",
+    "network={kind: film_blstm, front_dim: 16, lstm_dim: 16, stack: 2}",
+    "loss={power_law: 1.0, si_sdr: 0.1, relative: true}",
+    "train.batch_size=4", "train.steps=6", "train.validate_every=3", "train.save_every=2",
+    "train.log_every=1", "train.precision=fp32",
+]  # fmt: skip
+"""Overrides that make everything small enough for seconds."""
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a script's main as the command line does: (exit code, standard output, standard error)."""
+
+    def call(main: Callable[[Sequence[str]], int | None], *arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit_info:
+            run_script(lambda: main([str(a) for a in arguments]))
+        out, err = capfd.readouterr()
+        return int(exit_info.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def shared_librispeech() -> Path:
+    path = SHARED / "LibriSpeech"
+    if not path.is_dir():
+        pytest.skip(f"no real speech at {path}")
+    return path

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from config.load import CONFIG_FOLDER, differences, load_config, read_yaml
+from model.dvector import DVector
+from model.separator import Separator
+from utils.errors import UserError
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG_FOLDER.rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_configuration_loads_and_builds(path: Path) -> None:
+    separator = Separator(load_config(path), DVector(hidden=8))
+    assert sum(p.numel() for p in separator.network.parameters()) > 0
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.lerning_rate=1", ["train.lerning_rate", "did you mean 'learning_rate'"]),
+        ("train.batch_size=2.5", ["train.batch_size", "integer", "2.5"]),
+        ("train.batch_size=0", ["train.batch_size", "greater than or equal to 1", "got 0"]),
+        ("train.batch_size=four", ["train.batch_size", "'four'"]),
+        ("network={kind: unet}", ["network.kind", "film_blstm, voicefilter", "'unet'"]),
+        ("network={kind: film_blstm, lstm_dmi: 3}", ["network.lstm_dmi", "did you mean 'lstm_dim'"]),
+        ("network.lstm=both", ["network.lstm", "'both'"]),
+        ("audio.hop_length=9000", ["hop_length 9000", "win_length 400"]),
+        ("nonsense", ["train.batch_size=4"]),
+        ("trian.steps=3", ["unknown key 'trian'", "did you mean 'train'"]),
+        ("train=[1", ["YAML"]),
+    ],
+)
+def test_a_wrong_option_is_refused_with_its_key(override: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(None, [override])
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_scientific_notation_is_a_number_and_overrides_win(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("train: {learning_rate: 1e-3, batch_size: 2}\n")
+    (tmp_path / "child.yaml").write_text("base: base.yaml\ntrain:\n  batch_size: 3\n")
+    train = load_config(tmp_path / "child.yaml", ["train.steps=5"]).train
+    assert (train.learning_rate, train.batch_size, train.steps) == (0.001, 3, 5)
+
+
+def test_another_kind_of_network_drops_the_base_s_options(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("network: {kind: film_blstm, stack: 2}\n")
+    (tmp_path / "child.yaml").write_text("base: base.yaml\nnetwork: {kind: voicefilter, fc1_dim: 10}\n")
+    assert load_config(tmp_path / "child.yaml").network.kind == "voicefilter"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("base: self.yaml\n", "leads back"),
+        ("base: 3\n", "expected a file name"),
+        ("train: {steps: 1}\ntrain: {steps: 2}\n", "stands twice"),
+        ("- a\n", "holds a list"),
+        ("a: !!python/object/apply:os.system [ls]\n", "not valid YAML"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "self.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=words) as error:
+        read_yaml(path)
+    assert "self.yaml" in str(error.value)
+
+
+def test_a_missing_file_suggests_a_shipped_one() -> None:
+    with pytest.raises(UserError, match=r"did you mean 'config/compact.yaml'"):
+        load_config("config/compakt.yaml")
+
+
+def test_differences_are_named_by_dotted_key() -> None:
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c: 2 -> 3"]
+
+
+def test_defaults_survive_a_round_trip_through_a_checkpoint(tmp_path: Path) -> None:
+    separator = Separator(load_config("config/compact.yaml"), DVector(hidden=8))
+    torch.save(separator.content(), tmp_path / "x.pt")
+    assert Separator.load(tmp_path / "x.pt").config == separator.config

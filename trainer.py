@@ -1,0 +1,263 @@
+"""Trains a mask network on a precomputed store; the same command again resumes.
+
+    python trainer.py -c config/voicefilter.yaml -m NAME
+
+writes chkpt/NAME/last.pt (to resume), chkpt/NAME/best.pt (by validation SDR) and logs/NAME.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from config.load import argument_parser, differences, load_config, parse_arguments, run_script
+from config.schema import Config, Train
+from datasets.dataset import Batch, ShuffledBatches, StoredExamples, training_batches
+from datasets.store import Store
+from model.features import reference_embeddings
+from model.foreign import load_embedder
+from model.losses import criteria
+from model.scoring import Scores, score_estimates, score_mixtures, summarize
+from model.separator import Separator
+from utils import distributed
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.device import autocast, choose_device
+from utils.errors import UserError
+from utils.logger import RunLogger
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argument_parser(__doc__ or "")
+    parser.add_argument("-m", "--model", required=True, metavar="NAME", help="name of the run")
+    parser.add_argument("-b", "--base_dir", default=".", help="folder that holds chkpt/ and logs/")
+    parser.add_argument("-e", "--embedder", help="`resemblyzer` or an embedder file (default: from the YAML)")
+    parser.add_argument("--checkpoint_path", metavar="CKPT", help="start a new run from these weights")
+    parser.add_argument("--allow_changes", action="store_true", help="resume with a changed configuration")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:N]")
+    options = parse_arguments(parser, arguments)
+    if distributed.world_size() > 1:
+        raise UserError("trainer.py runs on one process; start it without torchrun")
+    config = load_config(options.config, options.overrides)
+    if options.embedder:
+        config = config.model_copy(update={"embedder": options.embedder})
+    run = Run(config, Path(options.base_dir), options.model, choose_device(options.device))
+    run.load(options.checkpoint_path, options.allow_changes)
+    return run.train()
+
+
+class Run:
+    """One training: what is learnt, what it learns from, and where it stands."""
+
+    def __init__(self, config: Config, base: Path, name: str, device: torch.device) -> None:
+        if not name or Path(name).name != name:
+            raise UserError(f"-m {name!r}: expected a name without folders")
+        self.config, self.device = config, device
+        self.folder, self.logs = base / "chkpt" / name, base / "logs" / name
+        self.store = Store(config.data.store)
+        _check_front_end(config, self.store)
+        torch.manual_seed(config.train.seed)
+        self.separator = Separator(config, load_embedder(config.embedder)).to(device)
+        self.network = self.separator.network
+        self.optimizer = _optimizer(self.network, config.train)
+        self.weights = config.loss.model_dump(exclude={"relative"})
+        self.step, self.seconds, self.best = 0, 0.0, -math.inf
+        self.mixtures: Scores | None = None
+        self.stop_signal = 0
+
+    # -------------------------------------------------------- state
+
+    def load(self, initial: str | None, allow_changes: bool) -> None:
+        """Resumes from `last.pt` if the run has one, else starts from the weights of `initial` if given."""
+        last = self.folder / "last.pt"
+        if not last.exists():
+            if initial:
+                other = Separator.load(initial)
+                try:
+                    self.network.load_state_dict(other.network.state_dict())
+                except RuntimeError as error:
+                    raise UserError(
+                        f"{initial}: its network ({other.config.network}) is not ({self.config.network})"
+                    ) from error
+            return
+        content = load_checkpoint(last)
+        changes = differences(content["config"], self.config.model_dump())
+        if content["training"]["store"] != self.store.report["fingerprints"]["train"]:
+            changes.append(f"the store {self.store.folder} holds other examples")
+        if changes and not allow_changes:
+            raise UserError(
+                f"{last}: this run was started with another configuration ({'; '.join(changes)}); "
+                "use another -m NAME, or --allow_changes to go on with the new one"
+            )
+        self.network.load_state_dict(content["network"])
+        training = content["training"]
+        self.optimizer.load_state_dict(training["optimizer"])
+        torch.set_rng_state(training["random"])
+        self.step, self.seconds, self.best = training["step"], training["seconds"], training["best"]
+
+    def save(self, name: str, validation: dict[str, float] | None = None) -> None:
+        content = self.separator.content() | {"step": self.step, "validation": validation or {}}
+        if name == "last.pt":
+            content["training"] = {
+                "step": self.step,
+                "seconds": self.seconds,
+                "best": self.best,
+                "optimizer": self.optimizer.state_dict(),
+                "random": torch.get_rng_state(),
+                "store": self.store.report["fingerprints"]["train"],
+            }
+        save_checkpoint(self.folder / name, content)
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, by steps or by minutes, whichever is further; 1 at the end."""
+        train = self.config.train
+        by_time = self.seconds / (60 * train.minutes) if train.minutes else 0.0
+        return min(1.0, max(self.step / train.steps, by_time))
+
+    # -------------------------------------------------------- the loop
+
+    def train(self) -> int:
+        """Steps until the end, validating and saving on the way; returns the exit code."""
+        if self.progress >= 1:
+            print(f"{self.folder}: finished at step {self.step}; best validation SDR {self.best:.2f} dB")
+            return 0
+        train = self.config.train
+        log = RunLogger(self.logs, self.step)
+        batches = self._batches()
+        parameters = sum(p.numel() for p in self.network.parameters())
+        print(f"{self.folder}: {parameters / 1e6:.2f} M parameters, {self.device}, from step {self.step}")
+        self._catch_signals()
+        mark = time.monotonic()
+        with tqdm(desc="train", total=train.steps, initial=self.step, unit="step") as bar:
+            while self.progress < 1 and not self.stop_signal:
+                values = self.take_step(next(batches))
+                now = time.monotonic()
+                self.seconds, mark = self.seconds + now - mark, now
+                bar.update()
+                if self.step % train.log_every == 0:
+                    self._log_step(log, bar, values)
+                if self.step % train.validate_every == 0 or self.progress >= 1:
+                    self.validate(log, bar)
+                if self.step % train.save_every == 0 or self.progress >= 1 or self.stop_signal:
+                    now = time.monotonic()
+                    self.seconds, mark = self.seconds + now - mark, now
+                    self.save("last.pt")
+        log.close()
+        if self.stop_signal:
+            print(f"stopped at step {self.step}, saved; run the same command again to go on")
+            return 128 + self.stop_signal
+        print(f"{self.folder}: {self.step} steps, best validation SDR {self.best:.2f} dB")
+        return 0
+
+    def take_step(self, batch: Batch) -> dict[str, float]:
+        """One update of the network from one batch; returns the criteria and the gradient's norm."""
+        self.network.train()
+        batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config.train, self.step, self.progress)
+        with autocast(self.device, self.config.train.precision):
+            mask = self.network(batch["mixture"], batch["embedding"])
+        values = criteria(
+            self.weights,
+            mask,
+            batch["mixture"],
+            batch["target"],
+            batch.get("cosine"),
+            self.config.loss.relative,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        values["loss"].backward()
+        limit = self.config.train.clip_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+        if not torch.isfinite(norm):
+            raise UserError(
+                f"step {self.step}: the gradient is {norm.item()} (loss {values['loss'].item()}); "
+                f"lower train.learning_rate ({self.config.train.learning_rate}) or set train.clip_norm"
+            )
+        self.optimizer.step()
+        self.step += 1
+        return {name: value.item() for name, value in values.items()} | {"gradient_norm": norm.item()}
+
+    def validate(self, log: RunLogger, bar: tqdm[Any]) -> None:
+        """Scores the whole validation split and keeps the best network by mean SDR."""
+        split = self.store.split("validation")
+        if self.mixtures is None:
+            self.mixtures = score_mixtures(split)
+        embeddings = reference_embeddings(self.store, split, self.separator.embedder)
+        summary = summarize(self.mixtures, score_estimates(self.separator, split, embeddings))
+        log.scalars(self.step, summary, "validation")
+        score = summary["sdr_after_mean"]
+        bar.write(
+            f"step {self.step}: validation SDR {score:.2f} dB ({summary['sdr_improvement_mean']:+.2f}), "
+            f"SI-SDR {summary['si_sdr_improvement_mean']:+.2f} dB, "
+            f"{100 * summary['accepted_share']:.0f} % of {summary['n']:.0f} improved by more than 1 dB"
+        )
+        if score > self.best:
+            self.best = score
+            self.save("best.pt", summary)
+
+    # -------------------------------------------------------- parts
+
+    def _batches(self) -> Iterator[Batch]:
+        train = self.config.train
+        split = self.store.split("train")
+        if len(split) < train.batch_size:
+            raise UserError(f"train.batch_size {train.batch_size}: the store has only {len(split)} examples")
+        fields = ["mixture", "target"]
+        if self.config.loss.power_law_complex or self.config.loss.si_sdr:
+            if "cosine" not in split.fields:
+                raise UserError(
+                    f"{split.folder}: loss.si_sdr and loss.power_law_complex need data.cosine=true"
+                )
+            fields.append("cosine")
+        embeddings = reference_embeddings(self.store, split, self.separator.embedder)
+        sampler = ShuffledBatches(len(split), train.batch_size, train.seed, start=self.step)
+        return training_batches(
+            StoredExamples(split, fields, embeddings), sampler, train.workers, self.device.type == "cuda"
+        )
+
+    def _log_step(self, log: RunLogger, bar: tqdm[Any], values: dict[str, float]) -> None:
+        bar.set_postfix(loss=f"{values['loss']:.4f}", best=f"{self.best:.2f} dB", done=f"{self.progress:.0%}")
+        rate = learning_rate(self.config.train, self.step, self.progress)
+        log.scalars(self.step, values | {"learning_rate": rate}, "train")
+
+    def _catch_signals(self) -> None:
+        def stop(number: int, frame: object) -> None:
+            self.stop_signal = number
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+
+
+def learning_rate(train: Train, step: int, progress: float) -> float:
+    """Linear warm-up over `warmup_steps`, then constant or half a cosine to zero at the end."""
+    rate = train.learning_rate
+    if train.schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * progress))
+    return rate * min(1.0, (step + 1) / max(1, train.warmup_steps))
+
+
+def _optimizer(network: torch.nn.Module, train: Train) -> torch.optim.Optimizer:
+    arguments: dict[str, Any] = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
+    match train.optimizer:
+        case "adam":
+            return torch.optim.Adam(network.parameters(), **arguments)
+        case "adamw":
+            return torch.optim.AdamW(network.parameters(), **arguments)
+
+
+def _check_front_end(config: Config, store: Store) -> None:
+    changes = differences(store.settings["audio"], config.audio.model_dump())
+    if changes:
+        raise UserError(f"{store.folder}: this store has another front end: {'; '.join(changes)}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,1 @@
+"""Parts that an unrelated audio project could take over unchanged: no project imports, no configuration."""

@@ -1,0 +1,138 @@
+"""Reading, writing and resampling audio; the only file that touches an audio library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from utils.errors import UserError
+from utils.files import atomic_file
+
+AUDIO_SUFFIXES = frozenset(
+    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4", ".aac", ".aiff"}
+)
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file's header says: `rate` in Hz, `frames` samples a channel."""
+
+    rate: int
+    frames: int
+    channels: int
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.rate
+
+
+def audio_info(path: Path | str) -> AudioInfo:
+    """Reads the header only where libsndfile knows the format, else decodes. Raises UserError."""
+    _require_file(path)
+    try:
+        info = soundfile.info(str(path))
+        return AudioInfo(info.samplerate, info.frames, info.channels)
+    except soundfile.LibsndfileError:
+        samples, rate = _decode(path)
+        return AudioInfo(rate, samples.shape[1], samples.shape[0])
+
+
+def read_audio(path: Path | str, start: int = 0, stop: int | None = None) -> tuple[np.ndarray, int]:
+    """Reads samples `start` to `stop` (at the file's own rate) of every channel.
+
+    Returns (samples float32 [channels, N] in [-1, 1], rate in Hz). Formats that libsndfile does not know
+    go through PyAV. Raises UserError for a missing, unreadable or empty file and for NaN or infinity in it.
+    """
+    _require_file(path)
+    try:
+        samples, rate = soundfile.read(str(path), start=start, stop=stop, dtype="float32", always_2d=True)
+        samples = samples.T  # [channels, N]
+    except soundfile.LibsndfileError:
+        samples, rate = _decode(path)
+        samples = samples[:, start:stop]
+    if samples.shape[1] == 0:
+        raise UserError(f"{path}: holds no samples")
+    if not np.isfinite(samples).all():
+        bad = int(samples.size - np.isfinite(samples).sum())
+        raise UserError(f"{path}: {bad} of {samples.size} samples are NaN or infinite")
+    return np.ascontiguousarray(samples), int(rate)
+
+
+def read_mono(path: Path | str, rate: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """Like `read_audio`, averaged over channels and resampled to `rate` Hz: float32 [N].
+
+    `start` and `stop` count samples at the file's own rate.
+    """
+    samples, own_rate = read_audio(path, start, stop)
+    return resample(samples.mean(axis=0), own_rate, rate)
+
+
+def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
+    """Band-limited resampling (soxr, high quality) along the last axis: float32 [..., round(N*new/old)]."""
+    if rate == new_rate:
+        return samples.astype(np.float32, copy=False)
+    length = round(samples.shape[-1] * new_rate / rate)
+    moved = np.moveaxis(samples, -1, 0)
+    out = np.moveaxis(soxr.resample(moved, rate, new_rate, quality="HQ"), 0, -1)
+    out = out[..., :length]
+    short = length - out.shape[-1]
+    if short > 0:
+        out = np.pad(out, [(0, 0)] * (out.ndim - 1) + [(0, short)])
+    return np.ascontiguousarray(out, dtype=np.float32)
+
+
+def write_audio(path: Path | str, samples: np.ndarray, rate: int) -> None:
+    """Writes float32 samples [N] or [channels, N] as 32-bit float WAV (nothing clips), atomically.
+
+    Raises UserError when the folder cannot be written.
+    """
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        # through a Python file: a full disk then raises OSError instead of an unnamed libsndfile failure
+        soundfile.write(file, np.asarray(samples, np.float32).T, rate, subtype="FLOAT", format="WAV")
+
+
+def active_seconds(samples: np.ndarray, rate: int, range_db: float = 40.0, floor_db: float = -70.0) -> float:
+    """Seconds of speech in a mono signal [N]: 20 ms frames less than `range_db` below the loudest frame.
+
+    Frames under `floor_db` dB re full scale never count, so digital silence and faint hiss give 0.
+    """
+    size = max(1, rate // 50)
+    usable = samples[: len(samples) // size * size]
+    if usable.size == 0:
+        return 0.0
+    level = 10 * np.log10(np.square(usable.reshape(-1, size), dtype=np.float64).mean(axis=1) + 1e-12)
+    return float((level > max(level.max() - range_db, floor_db)).sum()) * size / rate
+
+
+def level_db(samples: np.ndarray) -> float:
+    """Root mean square level in dB re full scale; -120 for digital silence."""
+    return float(10 * np.log10(np.mean(np.square(samples, dtype=np.float64)) + 1e-12))
+
+
+def _require_file(path: Path | str) -> None:
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+
+
+def _decode(path: Path | str) -> tuple[np.ndarray, int]:
+    """Decodes the first audio stream through PyAV: float32 [channels, N] and its rate in Hz."""
+    import av  # here: it is slow to import, and only rare formats need it
+
+    blocks = []
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.audio:
+                raise UserError(f"{path}: holds no audio stream")
+            rate = container.streams.audio[0].rate
+            resampler = av.AudioResampler(format="fltp", rate=rate)
+            for frame in container.decode(audio=0):
+                blocks += [part.to_ndarray() for part in resampler.resample(frame)]
+    except (av.error.FFmpegError, ValueError) as error:
+        raise UserError(f"{path}: not a readable audio file ({error})") from error
+    if not blocks:
+        raise UserError(f"{path}: holds no samples")
+    return np.concatenate(blocks, axis=1), int(rate)
