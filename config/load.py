@@ -206,7 +206,6 @@ class _Parser(argparse.ArgumentParser):
 def argument_parser(description: str, config_help: str | None = "the configuration, a YAML file") -> _Parser:
     """A parser whose mistakes are UserErrors; it has `-c` unless `config_help` is None."""
     parser = _Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.set_defaults(overrides=[])
     if config_help is not None:
         parser.add_argument("-c", "--config", metavar="YAML", help=config_help)
         parser.add_argument(

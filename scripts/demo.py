@@ -14,11 +14,11 @@ from pathlib import Path
 
 from datasets.download import choose_corpus
 
-from config.load import argument_parser, parse_arguments, run_script
+from config.load import argument_parser, load_config, parse_arguments, run_script
 from utils.errors import UserError
 from utils.files import fingerprint, read_json
 
-CONFIG = "config/compact.yaml"
+CONFIG, DEBIAN_CONFIG = "config/compact.yaml", "config/demo-debian.yaml"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,15 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = Path(options.corpus) if options.corpus else None
     corpus, description = choose_corpus(given, data)
     print(f"corpus: {corpus}: {description}\n", flush=True)
+    config = DEBIAN_CONFIG if corpus.name == "debian-voices" else CONFIG
+    settings = load_config(config, options.overrides).model_dump()
     # another corpus or other settings get a store and a run of their own
-    name = f"demo-{fingerprint([str(corpus.resolve()), Path(CONFIG).read_text(), options.overrides])[:8]}"
+    name = f"demo-{fingerprint([str(corpus.resolve()), settings])[:8]}"
     store = data / name
-    settings = [*options.overrides, f"data.store={store}"]
     checkpoint = Path("chkpt") / name / "best.pt"
     results = out / name
 
-    command("generator.py", "-c", CONFIG, "-d", str(corpus), "-o", str(store), *options.overrides)
-    command("trainer.py", "-c", CONFIG, "-m", name, *settings)
+    command("generator.py", "-c", config, "-d", str(corpus), "-o", str(store), *options.overrides)
+    command("trainer.py", "-c", config, "-m", name, *options.overrides, f"data.store={store}")
     command("evaluate.py", str(checkpoint), "--data", str(store), "-o", str(results), "--save_audio", "1")
     scores = results / f"{name}-best"
     example = scores / "audio" / "00000"

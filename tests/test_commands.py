@@ -1,0 +1,369 @@
+"""The scripts as users run them: generator, trainer, evaluate, inference; and what they say to bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import evaluate
+import generator
+import inference
+import trainer
+from tests.conftest import TINY, tone_voice
+from utils.audio import write_audio
+from utils.checkpoint import load_checkpoint
+
+Runner = Callable[..., tuple[int, str, str]]
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def store(corpus_folder: Path, embedder_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("commands") / "store"
+    generator.main(["-d", str(corpus_folder), "-o", str(folder), "-p", "1", "-e", str(embedder_file), *TINY])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(store: Path, embedder_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("trained")
+    trainer.main([*train_arguments(base, store, embedder_file)])
+    return base / "chkpt" / "m" / "best.pt"
+
+
+def train_arguments(base: Path, store: Path, embedder: Path, *more: str) -> list[str]:
+    return ["-m", "m", "-b", str(base), "-e", str(embedder), *TINY, f"data.store={store}", *more]
+
+
+@pytest.fixture
+def voices(tmp_path: Path) -> Path:
+    write_audio(tmp_path / "mixed.wav", tone_voice(0, 2.0, 5) + tone_voice(3, 2.0, 5), 16000)
+    write_audio(tmp_path / "reference.wav", tone_voice(0, 2.0, 6), 16000)
+    return tmp_path
+
+
+# ---------------------------------------------------------------- the way through
+
+
+def test_generator_again_renders_nothing_and_verifies(
+    run: Runner, store: Path, corpus_folder: Path, embedder_file: Path
+) -> None:
+    before = {p: p.stat().st_mtime_ns for p in store.rglob("*.np*")}
+    code, out, _ = run(generator.main, "-d", corpus_folder, "-o", store, "-p", 2, "-e", embedder_file, *TINY)
+    assert code == 0 and "train 24, validation 6, test 6" in out
+    assert before == {p: p.stat().st_mtime_ns for p in store.rglob("*.np*")}
+    assert sum("embeddings-" in p.name for p in before) == 3
+    assert run(generator.main, "--verify", store)[0] == 0
+
+
+def test_trainer_writes_checkpoints_logs_and_says_when_it_is_done(
+    run: Runner, trained: Path, store: Path, embedder_file: Path
+) -> None:
+    base = trained.parents[2]
+    records = [json.loads(line) for line in (base / "logs/m/metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if r["group"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [r["n"] for r in records if r["group"] == "validation"] == [6, 6]
+    assert list((base / "logs/m").glob("events.*"))
+    best = load_checkpoint(trained)
+    assert best["validation"]["sdr_after_mean"] == max(r["sdr_after_mean"] for r in records if "n" in r)
+    before = trained.stat().st_mtime_ns
+    code, out, _ = run(trainer.main, *train_arguments(base, store, embedder_file))
+    assert code == 0 and "finished at step 6" in out
+    assert trained.stat().st_mtime_ns == before
+
+
+def weights(base: Path) -> dict[str, torch.Tensor]:
+    content = load_checkpoint(base / "chkpt/m/last.pt")
+    optimizer = content["training"]["optimizer"]["state"]
+    moments = {f"{i}.{k}": v for i, state in optimizer.items() for k, v in state.items()}
+    return {**content["network"], **moments}
+
+
+def test_stop_and_resume_equals_a_straight_run(
+    trained: Path, store: Path, embedder_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = train_arguments(tmp_path, store, embedder_file)
+    take_step = trainer.Run.take_step
+
+    def stops(self: trainer.Run, batch: Any) -> dict[str, float]:
+        values = take_step(self, batch)
+        if self.step == 5 and killed:
+            raise MemoryError  # nothing is saved: the run falls back to step 4
+        if self.step == 3 and not killed:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return values
+
+    monkeypatch.setattr(trainer.Run, "take_step", stops)
+    killed = False
+    assert trainer.main(arguments) == 128 + signal.SIGTERM
+    assert load_checkpoint(tmp_path / "chkpt/m/last.pt")["step"] == 3
+    killed = True
+    with pytest.raises(MemoryError):
+        trainer.main(arguments)
+    monkeypatch.undo()
+    assert trainer.main(arguments) == 0
+    straight, resumed = weights(trained.parents[2]), weights(tmp_path)
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[key], resumed[key]) for key in straight)
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "logs/m/metrics.jsonl").read_text().splitlines()
+    ]
+    assert sorted(steps) == [1, 2, 3, 3, 4, 5, 6, 6]
+
+
+def test_a_changed_configuration_is_shown_and_refused(
+    run: Runner, trained: Path, store: Path, embedder_file: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained.parents[2] / "chkpt", tmp_path / "chkpt")
+    arguments = train_arguments(tmp_path, store, embedder_file, "train.steps=7")
+    code, _, err = run(trainer.main, *arguments)
+    assert code == 2 and "train.steps: 6 -> 7" in err
+    assert run(trainer.main, *arguments, "--allow_changes")[0] == 0
+    assert load_checkpoint(tmp_path / "chkpt/m/last.pt")["step"] == 7
+
+
+def test_training_starts_from_another_run_s_weights(
+    run: Runner, trained: Path, store: Path, embedder_file: Path, tmp_path: Path
+) -> None:
+    arguments = train_arguments(tmp_path, store, embedder_file, "train.steps=1", "train.learning_rate=1e-12")
+    assert run(trainer.main, *arguments, "--checkpoint_path", trained)[0] == 0
+    ours, theirs = (load_checkpoint(p)["network"] for p in (tmp_path / "chkpt/m/last.pt", trained))
+    torch.testing.assert_close(ours["out.weight"], theirs["out.weight"])
+    other = train_arguments(tmp_path / "x", store, embedder_file, "network.lstm_dim=8")
+    code, _, err = run(trainer.main, *other, "--checkpoint_path", trained)
+    assert code == 2 and "its network" in err
+
+
+def test_evaluate_scores_the_whole_set_and_reuses_its_tables(
+    run: Runner, trained: Path, store: Path, tmp_path: Path
+) -> None:
+    arguments = (trained, "--data", store, "-o", tmp_path, "--save_audio", 2)
+    code, out, _ = run(evaluate.main, *arguments)
+    assert code == 0 and "6 mixtures of 2 speakers never heard in training" in out
+    folder = tmp_path / "m-best"
+    summary = json.loads((folder / "summary.json").read_text())
+    rows = list(csv.DictReader((folder / "per_utterance.csv").open()))
+    assert summary["n"] == len(rows) == 6
+    for metric in ("sdr", "si_sdr"):
+        gains = [float(r[f"{metric}_after"]) - float(r[f"{metric}_before"]) for r in rows]
+        assert summary[f"{metric}_improvement_mean"] == pytest.approx(np.mean(gains), abs=1e-3)
+        assert summary[f"{metric}_improvement_median"] == pytest.approx(np.median(gains), abs=1e-3)
+        assert summary[f"{metric}_improvement_low"] <= np.mean(gains) <= summary[f"{metric}_improvement_high"]
+    assert len(list((folder / "audio").rglob("*.wav"))) == 8
+    before = (folder / "per_utterance.csv").stat().st_mtime_ns
+    assert run(evaluate.main, *arguments)[0] == 0
+    assert (folder / "per_utterance.csv").stat().st_mtime_ns == before
+
+
+def test_evaluate_and_inference_give_the_same_estimate(
+    run: Runner, trained: Path, store: Path, tmp_path: Path
+) -> None:
+    run(evaluate.main, trained, "--data", store, "-o", tmp_path, "--save_audio", 1)
+    audio = tmp_path / "m-best/audio/00000"
+    code, out, _ = run(
+        inference.main, "--checkpoint_path", trained, "-m", audio / "mixture.wav", "-r", audio / "reference.wav",
+        "--target", audio / "target.wav", "-o", tmp_path, "--plot",
+    )  # fmt: skip
+    assert code == 0 and "SI-SDR" in out
+    estimate, residual, mixture, expected = (
+        soundfile.read(p, dtype="float32")[0]
+        for p in (
+            tmp_path / "estimate.wav", tmp_path / "residual.wav", audio / "mixture.wav", audio / "estimate.wav"
+        )
+    )  # fmt: skip
+    np.testing.assert_allclose(estimate, expected, atol=1e-5)
+    np.testing.assert_allclose(estimate + residual, mixture, atol=1e-6)
+    assert (tmp_path / "spectrograms.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_commands_of_the_earlier_repositories(
+    run: Runner, trained: Path, embedder_file: Path, voices: Path
+) -> None:
+    (voices / "old.yaml").write_text(
+        "audio: {n_fft: 256, hop_length: 128, win_length: 256}\n"
+        "network: {kind: film_blstm, front_dim: 16, lstm_dim: 16, stack: 2}\n"
+        "train: {precision: fp32}\n"
+    )
+    code, _, err = run(
+        inference.main, "-c", voices / "old.yaml", "-e", embedder_file, "--checkpoint_path", trained,
+        "-m", voices / "mixed.wav", "-r", voices / "reference.wav", "-o", voices / "a",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    code, _, _ = run(
+        inference.main, "--checkpoint_path", trained, "--input", voices / "mixed.wav",
+        "--reference_file", voices / "reference.wav", "-o", voices / "b",
+    )  # fmt: skip
+    assert code == 0
+    assert (voices / "a/estimate.wav").read_bytes() == (voices / "b/estimate.wav").read_bytes()
+
+
+def test_any_rate_and_channels_come_back_as_they_went_in(run: Runner, trained: Path, voices: Path) -> None:
+    stereo = np.stack([tone_voice(0, 1.51, 1, 44100), tone_voice(3, 1.51, 1, 44100)], axis=1)
+    soundfile.write(voices / "stereo.flac", stereo, 44100)
+    code, _, _ = run(
+        inference.main, "--checkpoint_path", trained, "-m", voices / "stereo.flac",
+        "-r", voices / "reference.wav", "-o", voices / "out",
+    )  # fmt: skip
+    assert code == 0
+    for name in ("estimate", "residual"):
+        info = soundfile.info(voices / f"out/{name}.wav")
+        assert (info.samplerate, info.channels, info.frames) == (44100, 2, len(stereo))
+
+
+def test_the_newest_best_checkpoint_is_the_default(
+    run: Runner, trained: Path, voices: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained.parents[2])
+    arguments = ("-m", voices / "mixed.wav", "-r", voices / "reference.wav", "-o", voices / "out")
+    code, out, _ = run(inference.main, *arguments)
+    assert code == 0 and "chkpt/m/best.pt" in out
+    monkeypatch.chdir(voices)
+    code, _, err = run(inference.main, *arguments)
+    assert code == 2 and "no trained separator" in err
+
+
+def test_the_full_size_network_goes_through_the_same_scripts(
+    run: Runner, corpus_folder: Path, embedder_file: Path, voices: Path
+) -> None:
+    small = [
+        "data.seconds=1.0", "data.train=4", "data.shard_size=10",
+        "data.validation={examples: 2, speakers: 0.25}", "data.test={examples: 2, speakers: 0.25}",
+        "train.batch_size=2", "train.steps=1",
+    ]  # fmt: skip
+    common = ["-c", ROOT / "config/voicefilter.yaml", "-e", embedder_file, *small]
+    assert run(generator.main, *common, "-d", corpus_folder, "-o", voices / "store", "-p", 1)[0] == 0
+    code, out, _ = run(trainer.main, *common, f"data.store={voices / 'store'}", "-b", voices, "-m", "full")
+    assert code == 0 and "18.88 M parameters" in out
+    best = voices / "chkpt/full/best.pt"
+    assert load_checkpoint(best)["validation"]["n"] == 2
+    code, _, _ = run(
+        inference.main, "--checkpoint_path", best, "-m", voices / "mixed.wav",
+        "-r", voices / "reference.wav", "-o", voices / "out",
+    )  # fmt: skip
+    assert code == 0
+    assert soundfile.info(voices / "out/estimate.wav").frames == 32000
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def bad_inputs(voices: Path, trained: Path) -> dict[str, tuple[list[str], str]]:
+    """Arguments of inference.py, and words of the one sentence that must come."""
+    soundfile.write(voices / "short.wav", tone_voice(0, 0.31, 0), 16000)
+    soundfile.write(voices / "silent.wav", np.zeros(32000), 16000)
+    write_audio(voices / "nan.wav", np.full(16000, np.nan), 16000)
+    (voices / "text.wav").write_text("no audio")
+    (voices / "cut.pt").write_bytes(trained.read_bytes()[:1000])
+    torch.save({"a": Path}, voices / "evil.pt")
+    torch.save({"weights": torch.ones(1)}, voices / "other.pt")
+    good = {"-m": "mixed.wav", "-r": "reference.wav", "--checkpoint_path": str(trained), "-o": "out"}
+
+    def case(**changes: str) -> list[str]:
+        names = {"m": "-m", "r": "-r", "checkpoint": "--checkpoint_path", "o": "-o"}
+        final = {**good, **{names[key]: value for key, value in changes.items()}}
+        return [part for pair in final.items() for part in pair]
+
+    return {
+        "no mixture": (case(m="gone.wav"), "gone.wav: no such file"),
+        "text": (case(m="text.wav"), "text.wav: not a readable audio file"),
+        "nan": (case(m="nan.wav"), "nan.wav: 16000 of 16000 samples are NaN"),
+        "short reference": (case(r="short.wav"), "s of speech, at least 0.8 s is needed"),
+        "silent reference": (case(r="silent.wav"), "silent.wav: is silent"),
+        "no checkpoint": (case(checkpoint="gone.pt"), "gone.pt: no such checkpoint"),
+        "cut checkpoint": (case(checkpoint="cut.pt"), "cut.pt: not a checkpoint that can be read safely"),
+        "hostile checkpoint": (
+            case(checkpoint="evil.pt"),
+            "evil.pt: not a checkpoint that can be read safely",
+        ),
+        "other checkpoint": (case(checkpoint="other.pt"), "other.pt: no separator checkpoint"),
+        "a file as folder": (case(o="text.wav"), "text.wav: cannot write there"),
+        "target of another length": ([*case(), "--target", "short.wav"], "the mixture has 32000"),
+        "unknown device": ([*case(), "--device", "tpu7"], "--device tpu7"),
+        "stray override": ([*case(), "a.b=1"], "overrides go with -c"),
+        "no arguments": ([], "required"),
+    }
+
+
+def test_bad_input_gets_one_sentence_and_leaves_nothing(
+    run: Runner, voices: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(voices)
+    for name, (arguments, words) in bad_inputs(voices, trained).items():
+        code, _, err = run(inference.main, *arguments)
+        assert code == 2, name
+        assert err.startswith("ERROR: ") and words in err, (name, err)
+        assert len(err.strip().splitlines()) == 1, (name, err)
+        assert not (voices / "out").exists() or not list((voices / "out").iterdir()), name
+
+
+def test_scripts_refuse_what_is_not_there(
+    run: Runner, store: Path, embedder_file: Path, corpus_folder: Path, tmp_path: Path
+) -> None:
+    cases: list[tuple[Any, list[object], str]] = [
+        (generator.main, ["-o", tmp_path / "s"], "no corpus"),
+        (
+            generator.main,
+            ["-d", tmp_path / "gone", "-o", tmp_path / "s", "-e", embedder_file],
+            "no such corpus",
+        ),
+        (generator.main, ["-d", corpus_folder, "-o", tmp_path / "s", "-e", "gone.pt"], "gone.pt: no such"),
+        (generator.main, ["-d", corpus_folder, "-p", "0"], "-p 0"),
+        (generator.main, ["-c", "gone.yaml"], "gone.yaml: no such configuration"),
+        (trainer.main, ["-m", "m", "-e", embedder_file, f"data.store={tmp_path}"], "no store there"),
+        (trainer.main, ["-m", "a/b", f"data.store={store}"], "without folders"),
+        (trainer.main, ["-m", "m", "-b", tmp_path, "-e", embedder_file, f"data.store={store}"], "front end"),
+        (
+            trainer.main,
+            train_arguments(tmp_path, store, embedder_file, "train.batch_size=999"),
+            "the store has only 24 examples",
+        ),
+        (evaluate.main, ["gone.pt", "--data", store], "gone.pt: no such checkpoint"),
+        (evaluate.main, ["gone.pt", "--data", tmp_path], "no store there"),
+    ]
+    for main, arguments, words in cases:
+        code, _, err = run(main, *arguments)
+        assert code == 2 and words in err, (arguments, err)
+
+
+def limit_file_size() -> None:
+    """Stands in for a full disk: a write beyond 20 kB fails."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+def test_a_failing_write_leaves_nothing_under_a_final_name(voices: Path, trained: Path) -> None:
+    arguments = [
+        "inference.py", "--checkpoint_path", trained, "-m", voices / "mixed.wav",
+        "-r", voices / "reference.wav", "-o", voices / "out",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        preexec_fn=limit_file_size,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert not list((voices / "out").iterdir())
+
+
+def test_a_full_disk_is_one_sentence(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(arguments: object) -> int:
+        raise OSError(28, "No space left on device", "out/estimate.wav")
+
+    code, _, err = run(full)
+    assert code == 2 and err.startswith("ERROR: out/estimate.wav: the disk is full")

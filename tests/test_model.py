@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import librosa
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from config.load import load_config
+from model.dvector import DVector
+from model.film_blstm import FilmBlstm
+from model.foreign import MINDSLAB, RESEMBLYZER, load_embedder
+from model.losses import criteria, negative_si_sdr
+from model.separator import Separator, build_network
+from model.spectral import MelSpectrogram, Spectral
+from model.voicefilter import VoiceFilter
+from tests.conftest import resemblyzer_state, tone_voice
+from utils.errors import UserError
+from utils.metrics import si_sdr
+
+# ---------------------------------------------------------------- front ends
+
+
+@pytest.mark.parametrize(("n_fft", "hop", "win"), [(1200, 160, 400), (800, 400, 800), (512, 128, 400)])
+@pytest.mark.parametrize("length", [1, 399, 48000, 47999])
+def test_the_inverse_undoes_the_stft(n_fft: int, hop: int, win: int, length: int) -> None:
+    spectral, waveform = Spectral(n_fft, hop, win), torch.randn(2, length)
+    spectrum = spectral(waveform)
+    assert spectrum.shape == (2, -(-length // hop) + 1, n_fft // 2 + 1)
+    torch.testing.assert_close(spectral.inverse(spectrum, length), waveform, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("n_fft", "log"), [(400, False), (512, True)])
+def test_mel_front_ends_are_librosa_s(n_fft: int, log: bool) -> None:
+    voice = tone_voice(0, 1.3, 0)
+    ours = MelSpectrogram(16000, n_fft, 400, 160, 40, log)(torch.from_numpy(voice)[None])[0].numpy()
+    theirs = librosa.feature.melspectrogram(
+        y=voice, sr=16000, n_fft=n_fft, win_length=400, hop_length=160, n_mels=40
+    ).T
+    np.testing.assert_allclose(ours, np.log10(theirs + 1e-6) if log else theirs, atol=1e-4)
+
+
+# ---------------------------------------------------------------- embedders
+
+
+def resemblyzer_formula(state: dict[str, torch.Tensor], voice: torch.Tensor) -> torch.Tensor:
+    """Written out: level, power mel, LSTM, linear, ReLU, unit length, mean over windows, unit length."""
+    voice = voice * max(1.0, float(10 ** (-30 / 20) / voice.square().mean().sqrt()))
+    mel = librosa.feature.melspectrogram(y=voice.numpy(), sr=16000, n_fft=400, hop_length=160, n_mels=40).T
+    starts = list(range(0, len(mel) - 159, 80))
+    if starts[-1] != len(mel) - 160:
+        starts.append(len(mel) - 160)
+    x = torch.from_numpy(np.stack([mel[s : s + 160] for s in starts])).float()
+    for layer in range(3):
+        w_ih, w_hh = state[f"lstm.weight_ih_l{layer}"], state[f"lstm.weight_hh_l{layer}"]
+        bias = state[f"lstm.bias_ih_l{layer}"] + state[f"lstm.bias_hh_l{layer}"]
+        h = c = torch.zeros(len(x), 256)
+        outputs = []
+        for t in range(160):
+            i, f, g, o = (x[:, t] @ w_ih.T + h @ w_hh.T + bias).chunk(4, dim=1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            outputs.append(h)
+        x = torch.stack(outputs, dim=1)
+    vector = torch.relu(x[:, -1] @ state["linear.weight"].T + state["linear.bias"])
+    vector = vector / vector.norm(dim=1, keepdim=True)
+    mean = vector.mean(0)
+    return mean / mean.norm()
+
+
+def test_resemblyzer_s_file_gives_what_its_formula_says(embedder_file: Path) -> None:
+    embedder = load_embedder(str(embedder_file))
+    assert embedder.options["hidden"] == 256
+    quiet, loud = (torch.from_numpy(g * tone_voice(1, 3.1, 0)) for g in (0.01, 8.0))
+    state = resemblyzer_state()
+    expected = torch.stack([resemblyzer_formula(state, voice) for voice in (quiet, loud)])
+    with torch.inference_mode():
+        torch.testing.assert_close(embedder.embed([quiet, loud]), expected, atol=1e-4, rtol=0)
+
+
+def mindslab_state() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in range(3):
+        shapes[f"lstm.weight_ih_l{layer}"] = (3072, 40 if layer == 0 else 768)
+        shapes[f"lstm.weight_hh_l{layer}"] = (3072, 768)
+        shapes[f"lstm.bias_ih_l{layer}"] = shapes[f"lstm.bias_hh_l{layer}"] = (3072,)
+    shapes |= {"proj.linear_layer.weight": (256, 768), "proj.linear_layer.bias": (256,)}
+    return {key: 0.05 * torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_public_reimplementation_s_embedder_loads(tmp_path: Path, legacy: bool) -> None:
+    state = {f"module.{key}": value for key, value in mindslab_state().items()}
+    torch.save(state, tmp_path / "embedder.pt", _use_new_zipfile_serialization=not legacy)
+    embedder = load_embedder(str(tmp_path / "embedder.pt"))
+    assert {key: embedder.options[key] for key in MINDSLAB} == MINDSLAB
+    voice = torch.from_numpy(tone_voice(1, 2.0, 0))
+    mel = embedder.mel(voice[None])[0]
+    windows = [mel[s : s + 80] for s in (*range(0, len(mel) - 79, 40), len(mel) - 80)]
+    unit = embedder(torch.stack(windows))
+    torch.testing.assert_close(unit.norm(dim=1), torch.ones(len(unit)))
+    torch.testing.assert_close(embedder.embed([voice])[0], unit.mean(0))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s.pop("linear.bias"), "missing linear.bias"),
+        (lambda s: s.update({"lstm.weight_hh_l3": torch.ones(1)}), "unexpected lstm.weight_hh_l3"),
+        (lambda s: s.update({"linear.bias": torch.ones(3)}), r"wrong shape linear.bias \(3,\)"),
+        (lambda s: s.clear(), "no known embedder"),
+    ],
+)
+def test_a_partial_or_unknown_embedder_is_refused(tmp_path: Path, change: Any, words: str) -> None:
+    state = resemblyzer_state()
+    change(state)
+    torch.save({"model_state": state}, tmp_path / "e.pt")
+    with pytest.raises(UserError, match=words):
+        load_embedder(str(tmp_path / "e.pt"))
+
+
+def test_a_batch_of_lengths_embeds_as_one_by_one() -> None:
+    embedder = DVector(**{**RESEMBLYZER, "hidden": 16}).eval()
+    voices = [torch.from_numpy(tone_voice(s, seconds, 0)) for s, seconds in enumerate((0.4, 1.6, 2.7, 6.0))]
+    with torch.inference_mode():
+        alone = torch.cat([embedder.embed([voice]) for voice in voices])
+        torch.testing.assert_close(embedder.embed(voices, windows_at_once=3), alone)
+    with pytest.raises(ValueError, match="without samples"):
+        embedder.embed([torch.zeros(0)])
+
+
+def test_fingerprint_follows_weights_and_options() -> None:
+    torch.manual_seed(0)
+    first = DVector(hidden=8)
+    second = DVector(hidden=8, window_hop=40)
+    second.load_state_dict(first.state_dict())
+    third = DVector(hidden=8)
+    assert len({first.fingerprint(), second.fingerprint(), third.fingerprint()}) == 3
+    third.load_state_dict(first.state_dict())
+    assert third.fingerprint() == first.fingerprint()
+
+
+# ---------------------------------------------------------------- mask networks
+
+
+def networks() -> dict[str, nn.Module]:
+    small = {"channels": 4, "lstm_dim": 6, "fc1_dim": 7}
+    return {
+        "voicefilter": VoiceFilter(65, 16, **small),  # type: ignore[arg-type]
+        "unidirectional": VoiceFilter(65, 16, lstm="unidirectional", **small),  # type: ignore[arg-type]
+        "without lstm": VoiceFilter(65, 16, lstm="none", **small),  # type: ignore[arg-type]
+        "film_blstm": FilmBlstm(65, 16, 8, 8, 2),
+        "film_blstm stacked": FilmBlstm(65, 16, 8, 8, 2, stack=2),
+    }
+
+
+@pytest.mark.parametrize("name", list(networks()))
+def test_masks_are_soft_listen_to_the_embedding_and_survive_silence(name: str) -> None:
+    torch.manual_seed(0)
+    network, magnitude, embedding = networks()[name].eval(), torch.rand(3, 21, 65), torch.randn(3, 16)
+    mask = network(magnitude, embedding)
+    assert mask.shape == magnitude.shape
+    assert mask.min() > 0 and mask.max() < 1
+    assert (network(magnitude, embedding.flip(0)) - mask).abs().max() > 1e-4
+    silence = torch.zeros(3, 21, 65, requires_grad=True)
+    network(silence, embedding).sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", list(networks()))
+def test_wrong_shapes_are_refused(name: str) -> None:
+    network = networks()[name]
+    for magnitude, embedding in (
+        (torch.rand(2, 9, 64), torch.rand(2, 16)),
+        (torch.rand(2, 9, 65), torch.rand(2, 15)),
+    ):
+        with pytest.raises((RuntimeError, ValueError)):
+            network(magnitude, embedding)
+
+
+def test_the_full_network_has_the_published_size_and_names() -> None:
+    network = build_network(load_config("config/voicefilter.yaml").network, 601, 256)
+    assert sum(p.numel() for p in network.parameters()) == 18_876_001
+    state = network.state_dict()
+    assert state["conv.1.weight"].shape == (64, 1, 1, 7)
+    assert state["conv.5.weight"].shape == (64, 64, 7, 1)
+    assert all(state[f"conv.{k}.weight"].shape == (64, 64, 5, 5) for k in (9, 13, 17, 21, 25))
+    assert all(f"conv.{k}.running_mean" in state for k in (2, 6, 10, 14, 18, 22, 26, 29))
+    assert state["conv.28.weight"].shape == (8, 64, 1, 1)
+    assert state["lstm.weight_ih_l0_reverse"].shape == (1600, 5064)
+    assert (state["fc1.weight"].shape, state["fc2.weight"].shape) == ((600, 800), (601, 600))
+
+
+# ---------------------------------------------------------------- losses
+
+
+def test_losses_equal_their_formulas_on_numbers() -> None:
+    mask = torch.tensor([[[0.5, 0.25]]])
+    mixture, target = torch.tensor([[[2.0, 4.0]]]), torch.tensor([[[1.0, 3.0]]])
+    cosine = torch.tensor([[[1.0, 0.5]]])
+    estimate = mask * mixture
+    weights = {"magnitude_mse": 1.0, "power_law": 2.0, "power_law_complex": 0.5, "si_sdr": 0.0}
+    values = criteria(weights, mask, mixture, target, cosine)
+    assert values["magnitude_mse"].item() == pytest.approx((0**2 + 2**2) / 2)
+    assert values["power_law"].item() == pytest.approx((3**0.3 - 1) ** 2 / 2, rel=1e-3)
+    complex_term = (0 + 1 + 3**0.6 - 2 * 3**0.3 * 0.5) / 2
+    assert values["power_law_complex"].item() == pytest.approx(complex_term, rel=1e-3)
+    total = values["magnitude_mse"] + 2 * values["power_law"] + 0.5 * values["power_law_complex"]
+    torch.testing.assert_close(values["loss"], total)
+    louder = criteria(weights, mask, 7 * mixture, 7 * target, cosine, relative=True)
+    torch.testing.assert_close(louder["loss"], criteria(weights, mask, mixture, target, cosine, True)["loss"])
+    assert torch.equal(estimate, mask * mixture)
+
+
+def test_spectral_si_sdr_is_close_to_the_waveform_s() -> None:
+    spectral = Spectral(800, 400, 800)
+    target = torch.from_numpy(np.stack([tone_voice(s, 3.0, 0) for s in range(3)]))
+    mixture = target + torch.from_numpy(np.stack([tone_voice(s + 3, 3.0, 1) for s in range(3)]))
+    x, s = spectral(mixture), spectral(target)
+    cosine = (x.conj() * s).real / (x.abs() * s.abs()).clamp_min(1e-12)
+    ours = -negative_si_sdr(x.abs(), s.abs(), cosine)
+    assert ours.item() == pytest.approx(si_sdr(mixture, target).mean().item(), abs=0.2)
+
+
+@pytest.mark.parametrize("name", ["magnitude_mse", "power_law", "power_law_complex", "si_sdr"])
+def test_gradients_stay_finite_on_silence(name: str) -> None:
+    for mixture, target in (
+        (torch.zeros(2, 5, 9), torch.zeros(2, 5, 9)),
+        (torch.rand(2, 5, 9), torch.zeros(2, 5, 9)),
+    ):
+        mask = torch.zeros(2, 5, 9, requires_grad=True)
+        values = criteria({name: 1.0}, mask, mixture, target, torch.zeros(2, 5, 9))
+        values["loss"].backward()
+        assert values["loss"].isfinite()
+        assert mask.grad is not None and mask.grad.isfinite().all()
+
+
+def test_a_loss_without_its_phase_or_weight_is_refused() -> None:
+    ones = torch.ones(1, 2, 3)
+    with pytest.raises(ValueError, match="needs the phase"):
+        criteria({"si_sdr": 1.0}, ones, ones, ones, None)
+    with pytest.raises(ValueError, match="no criterion"):
+        criteria({"power_law": 0.0}, ones, ones, ones, None)
+
+
+# ---------------------------------------------------------------- the separator
+
+
+def tiny_separator() -> Separator:
+    torch.manual_seed(0)
+    config = load_config(None, ["network={kind: film_blstm, front_dim: 8, lstm_dim: 8}", "audio.n_fft=400"])
+    return Separator(config, DVector(hidden=8)).eval()
+
+
+def test_estimates_have_the_mixture_s_length_and_channels_are_independent() -> None:
+    separator = tiny_separator()
+    mixture = np.stack([tone_voice(0, 2.01, 0), tone_voice(1, 2.01, 0)])
+    vector = separator.embed(tone_voice(0, 3.0, 1))
+    both = separator.separate(mixture, vector)
+    assert both.shape == mixture.shape
+    np.testing.assert_allclose(both[:1], separator.separate(mixture[:1], vector), atol=1e-5)
+
+
+def test_long_signals_go_through_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    separator = tiny_separator()
+    mixture = tone_voice(0, 6.0, 0)[None]
+    vector = separator.embed(tone_voice(0, 3.0, 1))
+    whole = separator.separate(mixture, vector)
+    monkeypatch.setattr("model.separator.CHUNK_SECONDS", 2.5)
+    monkeypatch.setattr("model.separator.OVERLAP_SECONDS", 1.0)
+    pieces = separator.separate(mixture, vector)
+    assert pieces.shape == whole.shape
+    assert np.square(pieces - whole).mean() < 0.05 * np.square(whole).mean()
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        (np.zeros(16000, np.float32), "is silent"),
+        (tone_voice(0, 0.3, 0), r"0\.\d\d s of speech, at least 0.8 s is needed"),
+    ],
+)
+def test_a_poor_reference_is_refused_with_its_length(reference: np.ndarray, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        tiny_separator().embed(reference, "r.wav")
