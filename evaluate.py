@@ -5,6 +5,7 @@ python evaluate.py chkpt/NAME/best.pt --data data/store -o results
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,23 +32,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="test", choices=[s for s in SPLITS if s != "train"])
     parser.add_argument("-o", "--out", default="results", help="folder for the tables")
     parser.add_argument(
-        "--save_audio", type=int, default=0, metavar="N", help="write the audio of the first N examples"
+        "--save_audio",
+        action="append",
+        default=[],
+        metavar="WHICH",
+        help="write the audio of an example: its index, or the best, median or worst improved",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:N]")
     options = parse_arguments(parser, arguments)
     store = Store(options.data)
     split = store.split(options.split)
     device = choose_device(options.device)
-    if options.save_audio < 0:
-        raise UserError(f"--save_audio {options.save_audio}: expected 0 or more examples")
     for checkpoint in options.checkpoints:
         separator = Separator.load(checkpoint).to(device)
         folder = Path(options.out) / f"{Path(checkpoint).resolve().parent.name}-{Path(checkpoint).stem}"
         summary = evaluate(separator, checkpoint, store, split, folder)
         print(markdown(summary))
         print(f"{folder}/per_utterance.csv\n{folder}/summary.json")
-        if options.save_audio:
-            save_audio(separator, store, split, folder, options.save_audio)
+        for which in options.save_audio:
+            row = find_example(folder / "per_utterance.csv", which)
+            print(save_audio(separator, store, split, folder, which, row))
     return 0
 
 
@@ -135,26 +139,36 @@ def markdown(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def find_example(table: Path, which: str) -> int:
+    """The row of the table that `which` names: an index, or the best, median or worst SI-SDR improvement."""
+    with table.open(newline="") as file:
+        gains = [float(row["si_sdr_after"]) - float(row["si_sdr_before"]) for row in csv.DictReader(file)]
+    order = np.argsort(gains)
+    named = {"worst": order[0], "median": order[len(order) // 2], "best": order[-1]}
+    if which in named:
+        return int(named[which])
+    if which.isdecimal() and int(which) < len(gains):
+        return int(which)
+    raise UserError(f"--save_audio {which}: expected best, median, worst or an index below {len(gains)}")
+
+
 @torch.inference_mode()
-def save_audio(separator: Separator, store: Store, split: StoredSplit, folder: Path, count: int) -> None:
-    """Writes mixture, target, reference and estimate of the first `count` examples as WAV files."""
-    embeddings = reference_embeddings(store, split, separator.embedder)
-    device = next(separator.network.parameters()).device
-    rate = separator.sample_rate
-    for row in range(min(count, len(split))):
-        mixture, target = (split.read(field, [row])[0] for field in ("mixture_wave", "target_wave"))
-        recipe = split.recipes[row]
-        vector = torch.from_numpy(embeddings[row : row + 1]).to(device)
-        reference = read_clip(recipe.reference, store.utterances[recipe.reference.utterance], rate)
-        example: dict[str, np.ndarray] = {
-            "mixture": mixture,
-            "target": target,
-            "reference": reference,
-            "estimate": separator.separate(mixture[None], vector)[0],
-        }
-        for name, samples in example.items():
-            write_audio(folder / "audio" / f"{recipe.index:05d}" / f"{name}.wav", samples, rate)
-    print(f"{folder}/audio")
+def save_audio(
+    separator: Separator, store: Store, split: StoredSplit, folder: Path, which: str, row: int
+) -> Path:
+    """Writes mixture, target, reference and estimate of example `row` as WAV files below `folder`."""
+    rate, recipe = separator.sample_rate, split.recipes[row]
+    mixture, target = (split.read(field, [row])[0] for field in ("mixture_wave", "target_wave"))
+    reference = read_clip(recipe.reference, store.utterances[recipe.reference.utterance], rate)
+    example: dict[str, np.ndarray] = {
+        "mixture": mixture,
+        "target": target,
+        "reference": reference,
+        "estimate": separator.separate(mixture[None], separator.embed(reference))[0],
+    }
+    for name, samples in example.items():
+        write_audio(folder / "audio" / which / f"{name}.wav", samples, rate)
+    return folder / "audio" / which
 
 
 if __name__ == "__main__":

@@ -231,10 +231,12 @@ def run_script(main: Callable[[], int | None]) -> None:
     except UserError as error:
         code = _report(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        code = _report(f"{where}the disk is full; what was finished is kept, free some space and run again")
+        code = _report(
+            f"{where}the disk is full ({error.strerror}); what was finished is kept, make room and run again"
+        )
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130

@@ -51,6 +51,7 @@ class Data(Options):
     seconds: float = Field(3.0, gt=0)
     snr_db: list[float] | None = Field(None, min_length=2, max_length=2)
     paired: bool = False
+    speeds: list[float] = Field(default_factory=lambda: [1.0], min_length=1)
     shard_size: int = Field(500, ge=1)
     cosine: bool = True
     train: int = Field(100_000, ge=1)

@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from config.schema import Data
 from datasets.corpus import Utterance
-from utils.audio import read_mono
+from utils.audio import read_audio, resample
 from utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A stretch of an utterance: `start` and `frames` in samples at the utterance's own rate."""
+    """A stretch of an utterance: `start` and `frames` in samples at the utterance's own rate.
+
+    It is played `speed` times as fast, which raises pitch and formants alike: another voice.
+    """
 
     utterance: str
     start: int
     frames: int
+    speed: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,11 @@ class Voice:
             self._add(_whole(utterance), others, utterance.rate, data)
 
     def _add(self, stretch: Clip, references: list[Clip], rate: int, data: Data) -> None:
+        fastest = max(data.speeds)
         long_enough = [
             c for c in references if c.frames >= data.reference.min_seconds * rate or not self.same_utterance
         ]
-        if long_enough and stretch.frames >= round(data.seconds * rate):
+        if long_enough and stretch.frames >= round(data.seconds * round(rate * fastest)):
             self.pairs.append((stretch, long_enough))
 
 
@@ -105,7 +110,8 @@ class Drawer:
     The reference is another utterance than the target; a speaker with one utterance only gives the target
     from one half of it and the reference from the other (`same_utterance` counts such speakers). Speakers
     whose audio is too short for that are listed in `unusable` as (speaker, cause). Speakers are drawn
-    uniformly, then utterances, then offsets. With `data.paired`, examples 2k and 2k+1 are one mixture with
+    uniformly, then utterances, offsets and, for training, one of `data.speeds`: each makes another voice of
+    every speaker. With `data.paired`, examples 2k and 2k+1 are one mixture with
     the two speakers as target in turn.
     """
 
@@ -129,6 +135,7 @@ class Drawer:
                 f"({needed}), a mixture needs two"
             )
         self._names = list(self.voices)
+        self._speeds = data.speeds if split == "train" else [1.0]
 
     def draw(self, index: int) -> Recipe:
         """The recipe of example `index`, whatever was drawn before."""
@@ -151,15 +158,19 @@ class Drawer:
         pairs = self.voices[name].pairs
         stretch, references = pairs[generator.integers(len(pairs))]
         reference = references[generator.integers(len(references))]
-        frames = round(self.data.seconds * self._rates[stretch.utterance])
+        speed = self._speeds[generator.integers(len(self._speeds))]
+        frames = round(self.data.seconds * round(self._rates[stretch.utterance] * speed))
         offset = int(generator.integers(stretch.frames - frames + 1))
-        return Clip(stretch.utterance, stretch.start + offset, frames), reference
+        target = Clip(stretch.utterance, stretch.start + offset, frames, speed)
+        return target, replace(reference, speed=speed)
 
 
 def read_clip(clip: Clip, utterance: Utterance, rate: int) -> np.ndarray:
     """The clip's audio, mono at `rate` Hz: float32 [round(seconds * rate)]."""
-    samples = read_mono(utterance.path, rate, clip.start, clip.start + clip.frames)
-    expected = round(clip.frames * rate / utterance.rate)
+    own_rate = round(utterance.rate * clip.speed)
+    samples, _ = read_audio(utterance.path, clip.start, clip.start + clip.frames)
+    samples = resample(samples.mean(axis=0), own_rate, rate)
+    expected = round(clip.frames * rate / own_rate)
     if abs(len(samples) - expected) > 1:
         raise UserError(
             f"{utterance.path}: {len(samples)} samples where the index promised {expected}; "

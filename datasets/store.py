@@ -141,6 +141,13 @@ def _run_tasks(tasks: list[ShardTask], utterances: Mapping[str, Utterance], proc
             yield result
 
 
+def write_array(path: Path, array: np.ndarray) -> None:
+    """`np.save` by way of `write`, because `tofile` hides that the disk is full."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(np.ascontiguousarray(array).data)
+
+
 def _write_shard(task: ShardTask, utterances: Mapping[str, Utterance]) -> int:
     with atomic_folder(task.folder) as temporary:
         arrays: dict[str, np.ndarray] = {}
@@ -152,7 +159,7 @@ def _write_shard(task: ShardTask, utterances: Mapping[str, Utterance]) -> int:
                     arrays[name] = np.empty(shape, value.dtype)
                 arrays[name][row] = value
         for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array)
+            write_array(temporary / f"{name}.npy", array)
         digests = {name: sha256_of(temporary / f"{name}.npy") for name in arrays}
         write_json(temporary / "shard.json", {"examples": len(task.recipes), "sha256": digests})
     return len(task.recipes)

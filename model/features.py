@@ -60,7 +60,8 @@ def reference_embeddings(store: Store, split: StoredSplit, embedder: DVector, ba
             if len(cached["row"]) == len(split):
                 return cached["vectors"][cached["row"]]
     clips = sorted(
-        {recipe.reference for recipe in split.recipes}, key=lambda c: (c.utterance, c.start, c.frames)
+        {recipe.reference for recipe in split.recipes},
+        key=lambda c: (c.utterance, c.start, c.frames, c.speed),
     )
     row_of = {clip: row for row, clip in enumerate(clips)}
     device = next(embedder.parameters()).device

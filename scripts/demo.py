@@ -12,9 +12,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.download import choose_corpus
-
 from config.load import argument_parser, load_config, parse_arguments, run_script
+from datasets.download import choose_corpus
 from utils.errors import UserError
 from utils.files import fingerprint, read_json
 
@@ -45,9 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     command("generator.py", "-c", config, "-d", str(corpus), "-o", str(store), *options.overrides)
     command("trainer.py", "-c", config, "-m", name, *options.overrides, f"data.store={store}")
-    command("evaluate.py", str(checkpoint), "--data", str(store), "-o", str(results), "--save_audio", "1")
+    command(
+        "evaluate.py", str(checkpoint), "--data", str(store), "-o", str(results), "--save_audio", "median"
+    )
     scores = results / f"{name}-best"
-    example = scores / "audio" / "00000"
+    example = scores / "audio" / "median"  # neither the best nor the worst: what to expect
     command(
         "inference.py", "--checkpoint_path", str(checkpoint),
         "-m", str(example / "mixture.wav"), "-r", str(example / "reference.wav"),
@@ -73,8 +74,8 @@ def finish(results: Path, scores: Path, corpus: Path, seconds: float) -> None:
     print(f"Trained on {corpus}; {(scores / 'summary.md').read_text()}")
     print(f"Done in {seconds / 60:.1f} minutes. To listen and to look:")
     for path in (
-        scores / "audio" / "00000" / "mixture.wav",
-        scores / "audio" / "00000" / "reference.wav",
+        scores / "audio" / "median" / "mixture.wav",
+        scores / "audio" / "median" / "reference.wav",
         results / "estimate.wav",
         results / "residual.wav",
         results / "spectrograms.png",

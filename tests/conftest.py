@@ -12,6 +12,7 @@ import torch
 
 from config.load import run_script
 
+torch.set_num_threads(1)  # bit for bit the same, however busy the machine is
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 RATE = 16000
 

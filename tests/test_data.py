@@ -281,3 +281,19 @@ def test_the_librispeech_excerpt_indexes_completely() -> None:
     corpus = index_corpus([SHARED / "LibriSpeech"])
     assert (len(corpus.by_speaker()), len(corpus.utterances)) == (256, 665)
     assert corpus.unusable == ()
+
+
+def test_speeds_make_other_voices_of_target_and_reference_alike(corpus_folder: Path) -> None:
+    corpus = index_corpus([corpus_folder])
+    utterances = {u.id: u for u in corpus.utterances}
+    data = Data(seconds=1.5, speeds=[0.8, 1.0, 1.25])
+    drawer = Drawer("train", corpus.by_speaker(), data)
+    recipes = [drawer.draw(index) for index in range(30)]
+    assert {recipe.target.speed for recipe in recipes} == {0.8, 1.0, 1.25}
+    for recipe in recipes:
+        assert recipe.target.speed == recipe.reference.speed
+        assert render(recipe, utterances, 16000).mixture.shape == (24000,)
+    assert all(Drawer("test", corpus.by_speaker(), data).draw(i).target.speed == 1.0 for i in range(30))
+    slow = next(recipe for recipe in recipes if recipe.reference.speed == 0.8)
+    clip = slow.reference
+    assert len(read_clip(clip, utterances[clip.utterance], 16000)) == round(clip.frames / 0.8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,24 +91,11 @@ def write_audio(path: Path | str, samples: np.ndarray, rate: int) -> None:
 
     Raises UserError when the folder cannot be written.
     """
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        # through a Python file: a full disk then raises OSError instead of an unnamed libsndfile failure
-        soundfile.write(file, np.asarray(samples, np.float32).T, rate, subtype="FLOAT", format="WAV")
-
-
-def write_flac(path: Path | str, samples: np.ndarray, rate: int) -> None:
-    """Writes a mono signal [N] in [-1, 1] as 16-bit FLAC, atomically."""
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        soundfile.write(file, samples, rate, subtype="PCM_16", format="FLAC")
-
-
-def decode_mono(path: Path | str, rate: int, container: str | None = None) -> np.ndarray:
-    """Any file that FFmpeg reads, mono at `rate` Hz: float32 [N].
-
-    `container` names the format of headerless files, such as `g722` and `gsm`. Raises UserError.
-    """
-    samples, own_rate = _decode(path, container)
-    return resample(samples.mean(axis=0), own_rate, rate)
+    # encoded in memory: libsndfile would not say that the disk is full
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.asarray(samples, np.float32).T, rate, subtype="FLOAT", format="WAV")
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def active_seconds(samples: np.ndarray, rate: int, range_db: float = 40.0, floor_db: float = -70.0) -> float:
@@ -133,13 +121,13 @@ def _require_file(path: Path | str) -> None:
         raise UserError(f"{path}: no such file")
 
 
-def _decode(path: Path | str, container_format: str | None = None) -> tuple[np.ndarray, int]:
+def _decode(path: Path | str) -> tuple[np.ndarray, int]:
     """Decodes the first audio stream through PyAV: float32 [channels, N] and its rate in Hz."""
     import av  # here: it is slow to import, and only rare formats need it
 
     blocks = []
     try:
-        with av.open(str(path), format=container_format) as container:
+        with av.open(str(path)) as container:
             if not container.streams.audio:
                 raise UserError(f"{path}: holds no audio stream")
             rate = container.streams.audio[0].rate

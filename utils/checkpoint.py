@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import zipfile
 from pathlib import Path
@@ -15,8 +16,11 @@ from utils.files import atomic_file
 
 def save_checkpoint(path: Path | str, content: dict[str, Any]) -> None:
     """Writes tensors, numbers, text, lists and dicts under a temporary name, flushes, renames."""
+    # serialised in memory: torch's own writer turns a full disk into a RuntimeError without a cause
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
     with atomic_file(path) as temporary:
-        torch.save(content, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
