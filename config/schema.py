@@ -29,7 +29,7 @@ class Audio(Options):
 
 
 class Split(Options):
-    """How many examples and which share of the speakers a split gets (at least two speakers)."""
+    """How many examples, and which speakers: a share of all (at least two), or these ids."""
 
     examples: int = Field(ge=1)
     speakers: float = Field(0.1, gt=0, lt=1)
@@ -44,6 +44,14 @@ class Reference(Options):
 
 
 class Data(Options):
+    """The corpora, and how mixtures are drawn from them.
+
+    `corpus` folders, `store` where rendered examples lie; `train` examples of `seconds` each. Voices are
+    mixed at their original levels, or at an SNR drawn uniformly from `snr_db` [low, high]. `paired`: each
+    mixture serves twice, with each of its speakers as the target. `speeds`: training voices are played at
+    these factors. `cosine`: also store the angle between target and mixture, which SI-SDR losses need.
+    """
+
     corpus: list[str] = Field(default_factory=list)
     store: str = "data/store"
     seed: int = Field(0, ge=0)
@@ -51,13 +59,19 @@ class Data(Options):
     seconds: float = Field(3.0, gt=0)
     snr_db: list[float] | None = Field(None, min_length=2, max_length=2)
     paired: bool = False
-    speeds: list[float] = Field(default_factory=lambda: [1.0], min_length=1)
+    speeds: list[Annotated[float, Field(gt=0.1, lt=10)]] = Field(default_factory=lambda: [1.0], min_length=1)
     shard_size: int = Field(500, ge=1)
     cosine: bool = True
     train: int = Field(100_000, ge=1)
     validation: Split = Split(examples=500)
     test: Split = Split(examples=1000)
     reference: Reference = Reference()
+
+    @model_validator(mode="after")
+    def _snr_in_order(self) -> Data:
+        if self.snr_db is not None and self.snr_db[0] > self.snr_db[1]:
+            raise ValueError(f"snr_db: expected [low, high], got {self.snr_db}")
+        return self
 
 
 class VoiceFilterNetwork(Options):
@@ -99,6 +113,11 @@ class Loss(Options):
 
 
 class Train(Options):
+    """The training loop: it ends after `steps` or `minutes`, whichever comes first.
+
+    `validate_every`, `save_every` and `log_every` count steps; `precision` auto is bf16 where it is fast.
+    """
+
     batch_size: int = Field(8, ge=1)
     steps: int = Field(200_000, ge=1)
     minutes: float | None = Field(None, gt=0)

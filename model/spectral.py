@@ -6,6 +6,21 @@ import torch
 from torch import Tensor, nn
 
 
+def centred_stft(waveform: Tensor, n_fft: int, hop_length: int, window: Tensor) -> Tensor:
+    """float [B, N] -> complex spectrum [B, N // hop + 1, n_fft / 2 + 1]; the signal is padded with zeros."""
+    spectrum = torch.stft(
+        waveform.float(),
+        n_fft,
+        hop_length,
+        len(window),
+        window,
+        center=True,
+        pad_mode="constant",
+        return_complex=True,
+    )
+    return spectrum.transpose(1, 2)  # [B, T, F]
+
+
 class Spectral(nn.Module):
     """Centred Hann STFT with zero padding, and its inverse.
 
@@ -27,18 +42,8 @@ class Spectral(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         """float [B, N] -> complex spectrum [B, T, F], T = ceil(N / hop) + 1, F = n_fft / 2 + 1."""
         pad = -waveform.shape[-1] % self.hop_length
-        waveform = nn.functional.pad(waveform.float(), (0, pad))
-        spectrum = torch.stft(
-            waveform,
-            self.n_fft,
-            self.hop_length,
-            self.win_length,
-            self.window,
-            center=True,
-            pad_mode="constant",
-            return_complex=True,
-        )
-        return spectrum.transpose(1, 2)  # [B, T, F]
+        waveform = nn.functional.pad(waveform, (0, pad))
+        return centred_stft(waveform, self.n_fft, self.hop_length, self.window)
 
     def inverse(self, spectrum: Tensor, length: int) -> Tensor:
         """complex [B, T, F] -> float [B, length]."""
@@ -72,7 +77,7 @@ class MelSpectrogram(nn.Module):
         # here: inference with a stored embedding does not need torchaudio
         from torchaudio.functional import melscale_fbanks
 
-        self.n_fft, self.win_length, self.hop_length, self.log = n_fft, win_length, hop_length, log
+        self.n_fft, self.hop_length, self.log = n_fft, hop_length, log
         filters = melscale_fbanks(
             n_fft // 2 + 1, 0.0, sample_rate / 2, mels, sample_rate, norm="slaney", mel_scale="slaney"
         )
@@ -83,16 +88,6 @@ class MelSpectrogram(nn.Module):
         return samples // self.hop_length + 1
 
     def forward(self, waveform: Tensor) -> Tensor:
-        spectrum = torch.stft(
-            waveform.float(),
-            self.n_fft,
-            self.hop_length,
-            self.win_length,
-            self.window,
-            center=True,
-            pad_mode="constant",
-            return_complex=True,
-        )
-        power = spectrum.real.square() + spectrum.imag.square()
-        mel = power.transpose(1, 2) @ self.filters  # [B, T, M]
+        spectrum = centred_stft(waveform, self.n_fft, self.hop_length, self.window)
+        mel = (spectrum.real.square() + spectrum.imag.square()) @ self.filters  # [B, T, M]
         return torch.log10(mel + 1e-6) if self.log else mel

@@ -47,16 +47,20 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_librispeech(tmp_path_factory.mktemp("corpus"), speakers=8, utterances=3)
 
 
-def resemblyzer_state(seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random weights in the layout of Resemblyzer's file."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes: dict[str, tuple[int, ...]] = {"similarity_weight": (1,), "similarity_bias": (1,)}
+def embedder_state(hidden: int, linear: str, scale: float, *scalars: str) -> dict[str, torch.Tensor]:
+    """Random weights of three LSTM layers and a linear one, under the names of an embedder's file."""
+    generator = torch.Generator().manual_seed(0)
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(scalars, (1,))
     for layer in range(3):
-        shapes[f"lstm.weight_ih_l{layer}"] = (1024, 40 if layer == 0 else 256)
-        shapes[f"lstm.weight_hh_l{layer}"] = (1024, 256)
-        shapes[f"lstm.bias_ih_l{layer}"] = shapes[f"lstm.bias_hh_l{layer}"] = (1024,)
-    shapes |= {"linear.weight": (256, 256), "linear.bias": (256,)}
-    return {key: 0.1 * torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+        shapes[f"lstm.weight_ih_l{layer}"] = (4 * hidden, 40 if layer == 0 else hidden)
+        shapes[f"lstm.weight_hh_l{layer}"] = (4 * hidden, hidden)
+        shapes[f"lstm.bias_ih_l{layer}"] = shapes[f"lstm.bias_hh_l{layer}"] = (4 * hidden,)
+    shapes |= {f"{linear}.weight": (256, hidden), f"{linear}.bias": (256,)}
+    return {key: scale * torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+
+
+def resemblyzer_state() -> dict[str, torch.Tensor]:
+    return embedder_state(256, "linear", 0.1, "similarity_weight", "similarity_bias")
 
 
 @pytest.fixture(scope="session")

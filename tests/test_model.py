@@ -17,7 +17,7 @@ from model.losses import criteria, negative_si_sdr
 from model.separator import Separator, build_network
 from model.spectral import MelSpectrogram, Spectral
 from model.voicefilter import VoiceFilter
-from tests.conftest import resemblyzer_state, tone_voice
+from tests.conftest import embedder_state, resemblyzer_state, tone_voice
 from utils.errors import UserError
 from utils.metrics import si_sdr
 
@@ -81,20 +81,9 @@ def test_resemblyzer_s_file_gives_what_its_formula_says(embedder_file: Path) -> 
         torch.testing.assert_close(embedder.embed([quiet, loud]), expected, atol=1e-4, rtol=0)
 
 
-def mindslab_state() -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for layer in range(3):
-        shapes[f"lstm.weight_ih_l{layer}"] = (3072, 40 if layer == 0 else 768)
-        shapes[f"lstm.weight_hh_l{layer}"] = (3072, 768)
-        shapes[f"lstm.bias_ih_l{layer}"] = shapes[f"lstm.bias_hh_l{layer}"] = (3072,)
-    shapes |= {"proj.linear_layer.weight": (256, 768), "proj.linear_layer.bias": (256,)}
-    return {key: 0.05 * torch.randn(shape, generator=generator) for key, shape in shapes.items()}
-
-
 @pytest.mark.parametrize("legacy", [False, True])
 def test_the_public_reimplementation_s_embedder_loads(tmp_path: Path, legacy: bool) -> None:
-    state = {f"module.{key}": value for key, value in mindslab_state().items()}
+    state = {f"module.{key}": value for key, value in embedder_state(768, "proj.linear_layer", 0.05).items()}
     torch.save(state, tmp_path / "embedder.pt", _use_new_zipfile_serialization=not legacy)
     embedder = load_embedder(str(tmp_path / "embedder.pt"))
     assert {key: embedder.options[key] for key in MINDSLAB} == MINDSLAB
