@@ -162,8 +162,9 @@ class Run:
         batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config.train, self.step, self.progress)
+        embedding = blur(batch["embedding"], self.config.train.embedding_noise)
         with autocast(self.device, self.config.train.precision):
-            mask = self.network(batch["mixture"], batch["embedding"])
+            mask = self.network(batch["mixture"], embedding)
         values = criteria(
             self.weights,
             mask,
@@ -234,6 +235,17 @@ class Run:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
+
+
+def blur(embedding: torch.Tensor, noise: float) -> torch.Tensor:
+    """Adds a random vector of about `noise` times each embedding's length [B, D] and restores that length."""
+    if noise == 0:
+        return embedding
+    length = embedding.norm(dim=-1, keepdim=True)
+    # drawn on the CPU, whose random state the checkpoint keeps
+    direction = torch.randn(embedding.shape).to(embedding) / embedding.shape[-1] ** 0.5
+    blurred = embedding + noise * length * direction
+    return blurred * (length / blurred.norm(dim=-1, keepdim=True).clamp_min(1e-12))
 
 
 def learning_rate(train: Train, step: int, progress: float) -> float:

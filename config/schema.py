@@ -115,7 +115,9 @@ class Loss(Options):
 class Train(Options):
     """The training loop: it ends after `steps` or `minutes`, whichever comes first.
 
-    `validate_every`, `save_every` and `log_every` count steps; `precision` auto is bf16 where it is fast.
+    `embedding_noise` is the length of the random vector added to every unit-length embedding, so that the
+    network cannot know few voices by heart. `validate_every`, `save_every` and `log_every` count steps;
+    `precision` auto is bf16 where it is fast.
     """
 
     batch_size: int = Field(8, ge=1)
@@ -127,6 +129,7 @@ class Train(Options):
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0)
     clip_norm: float | None = Field(None, gt=0)
+    embedding_noise: float = Field(0.0, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     validate_every: int = Field(1000, ge=1)
     save_every: int = Field(1000, ge=1)

@@ -64,8 +64,9 @@ class Example:
 class Voice:
     """What one speaker can serve for: stretches to take targets from, each with its possible references."""
 
-    def __init__(self, utterances: Sequence[Utterance], data: Data) -> None:
+    def __init__(self, utterances: Sequence[Utterance], data: Data, slowest: float) -> None:
         self.pairs: list[tuple[Clip, list[Clip]]] = []
+        self.slowest = slowest
         self.same_utterance = len(utterances) == 1
         if self.same_utterance:
             parts = _halves(utterances[0])
@@ -82,11 +83,10 @@ class Voice:
             self._add(_whole(utterance), others, utterance.rate, data)
 
     def _add(self, stretch: Clip, references: list[Clip], rate: int, data: Data) -> None:
-        fastest = max(data.speeds)
         long_enough = [
             c for c in references if c.frames >= data.reference.min_seconds * rate or not self.same_utterance
         ]
-        if long_enough and stretch.frames >= round(data.seconds * round(rate * fastest)):
+        if long_enough and stretch.frames >= round(data.seconds * round(rate * self.slowest)):
             self.pairs.append((stretch, long_enough))
 
 
@@ -110,8 +110,8 @@ class Drawer:
     The reference is another utterance than the target; a speaker with one utterance only gives the target
     from one half of it and the reference from the other (`same_utterance` counts such speakers). Speakers
     whose audio is too short for that are listed in `unusable` as (speaker, cause). Speakers are drawn
-    uniformly, then utterances, offsets and, for training, one of `data.speeds`: each makes another voice of
-    every speaker. With `data.paired`, examples 2k and 2k+1 are one mixture with
+    uniformly, then utterances, for training one of the `data.speeds` that the audio is long enough for
+    (each makes another voice of every speaker), then offsets. With `data.paired`, examples 2k and 2k+1 are one mixture with
     the two speakers as target in turn.
     """
 
@@ -119,7 +119,10 @@ class Drawer:
         self.data = data
         self._key = (data.seed, zlib.crc32(split.encode()))
         self._rates = {u.id: u.rate for utterances in speakers.values() for u in utterances}
-        voices = {name: Voice(utterances, data) for name, utterances in sorted(speakers.items())}
+        self._speeds = sorted(data.speeds) if split == "train" else [1.0]
+        voices = {
+            name: Voice(utterances, data, self._speeds[0]) for name, utterances in sorted(speakers.items())
+        }
         self.voices = {name: voice for name, voice in voices.items() if voice.pairs}
         self.same_utterance = sum(voice.same_utterance for voice in self.voices.values())
         needed = f"{data.seconds:g} s for the target and {data.reference.min_seconds:g} s for the reference"
@@ -135,7 +138,6 @@ class Drawer:
                 f"({needed}), a mixture needs two"
             )
         self._names = list(self.voices)
-        self._speeds = data.speeds if split == "train" else [1.0]
 
     def draw(self, index: int) -> Recipe:
         """The recipe of example `index`, whatever was drawn before."""
@@ -158,8 +160,10 @@ class Drawer:
         pairs = self.voices[name].pairs
         stretch, references = pairs[generator.integers(len(pairs))]
         reference = references[generator.integers(len(references))]
-        speed = self._speeds[generator.integers(len(self._speeds))]
-        frames = round(self.data.seconds * round(self._rates[stretch.utterance] * speed))
+        rate = self._rates[stretch.utterance]
+        lengths = [round(self.data.seconds * round(rate * speed)) for speed in self._speeds]
+        possible = [pair for pair in zip(self._speeds, lengths, strict=True) if pair[1] <= stretch.frames]
+        speed, frames = possible[generator.integers(len(possible))]
         offset = int(generator.integers(stretch.frames - frames + 1))
         target = Clip(stretch.utterance, stretch.start + offset, frames, speed)
         return target, replace(reference, speed=speed)
