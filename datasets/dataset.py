@@ -66,4 +66,14 @@ def training_batches(
     examples: StoredExamples, sampler: ShuffledBatches, workers: int, pin: bool
 ) -> Iterator[Batch]:
     """Batches in the sampler's order; `workers` 0 reads them in this process."""
-    return iter(DataLoader(examples, batch_size=None, sampler=sampler, num_workers=workers, pin_memory=pin))
+    # a generator of its own: a loader draws a seed when it starts, which a resumed run would draw twice
+    return iter(
+        DataLoader(
+            examples,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=workers,
+            pin_memory=pin,
+            generator=torch.Generator(),
+        )
+    )

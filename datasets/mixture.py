@@ -69,10 +69,11 @@ class Voice:
         self.slowest = slowest
         self.same_utterance = len(utterances) == 1
         if self.same_utterance:
-            parts = _halves(utterances[0])
             rate = utterances[0].rate
+            parts = _halves(utterances[0])
             for part, other in (parts, parts[::-1]):
-                self._add(part, [_reference(other, rate, data)], rate, data)
+                if other.frames >= data.reference.min_seconds * rate:
+                    self._add(part, [_reference(other, rate, data)], rate, data)
             return
         for utterance in utterances:
             others = [
@@ -83,11 +84,8 @@ class Voice:
             self._add(_whole(utterance), others, utterance.rate, data)
 
     def _add(self, stretch: Clip, references: list[Clip], rate: int, data: Data) -> None:
-        long_enough = [
-            c for c in references if c.frames >= data.reference.min_seconds * rate or not self.same_utterance
-        ]
-        if long_enough and stretch.frames >= round(data.seconds * round(rate * self.slowest)):
-            self.pairs.append((stretch, long_enough))
+        if references and stretch.frames >= round(data.seconds * round(rate * self.slowest)):
+            self.pairs.append((stretch, references))
 
 
 def _whole(utterance: Utterance) -> Clip:
@@ -111,8 +109,8 @@ class Drawer:
     from one half of it and the reference from the other (`same_utterance` counts such speakers). Speakers
     whose audio is too short for that are listed in `unusable` as (speaker, cause). Speakers are drawn
     uniformly, then utterances, for training one of the `data.speeds` that the audio is long enough for
-    (each makes another voice of every speaker), then offsets. With `data.paired`, examples 2k and 2k+1 are one mixture with
-    the two speakers as target in turn.
+    (each makes another voice of every speaker), then offsets. With `data.paired`, examples 2k and 2k+1 are
+    one mixture with the two speakers as target in turn.
     """
 
     def __init__(self, split: str, speakers: Mapping[str, Sequence[Utterance]], data: Data) -> None:
