@@ -133,7 +133,7 @@ def markdown(summary: dict[str, Any]) -> str:
     ]
     if summary["same_utterance_speakers"]:
         lines.append(
-            f"{summary['same_utterance_speakers']} of the speakers have one utterance: their reference "
+            f"{summary['same_utterance_speakers']} of these speakers have one utterance: their reference "
             "is its other half (same session, an easier task)."
         )
     return "\n".join(lines)

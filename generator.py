@@ -71,7 +71,7 @@ def generate(config: Config, corpus: Corpus, folder: Path, processes: int) -> St
     recipes = {name: [drawers[name].draw(index) for index in range(counts[name])] for name in SPLITS}
     used = sorted({u for name in SPLITS for u in splits[name]})
     report: dict[str, Any] = {
-        "speakers": splits,
+        "speakers": {name: sorted(drawers[name].voices) for name in SPLITS},
         "examples": counts,
         "same_utterance_speakers": {name: drawers[name].same_utterance for name in SPLITS},
         "speakers_left_out": {name: len(drawers[name].unusable) for name in SPLITS},

@@ -16,7 +16,7 @@ import torch
 
 from config.load import argument_parser, load_config, parse_arguments, run_script
 from model.foreign import load_embedder
-from model.separator import Separator
+from model.separator import CHUNK_SECONDS, Separator
 from utils.audio import level_db, read_audio, read_mono, resample, write_audio
 from utils.device import choose_device
 from utils.errors import UserError
@@ -52,13 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(
             f"{options.target}: {len(target)} samples, the mixture has {mixture.shape[1]} at {rate} Hz"
         )
-    estimate = separate(separator, mixture, rate, separator.embed(reference, options.reference_file))
+    embedding = separator.embed(reference, options.reference_file)
+    estimate = separate(separator, mixture, rate, embedding)
 
     out = Path(options.out_dir)
     write_audio(out / "estimate.wav", estimate, rate)
     write_audio(out / "residual.wav", mixture - estimate, rate)
     if options.plot:
-        save_picture(out / "spectrograms.png", draw(separator, mixture, estimate, target, rate))
+        save_picture(out / "spectrograms.png", draw(separator, mixture, estimate, target, rate, embedding))
     report(path, mixture, estimate, target)
     print(
         out / "estimate.wav",
@@ -119,18 +120,27 @@ def report(path: Path, mixture: np.ndarray, estimate: np.ndarray, target: np.nda
 
 @torch.inference_mode()
 def draw(
-    separator: Separator, mixture: np.ndarray, estimate: np.ndarray, target: np.ndarray | None, rate: int
+    separator: Separator,
+    mixture: np.ndarray,
+    estimate: np.ndarray,
+    target: np.ndarray | None,
+    rate: int,
+    embedding: torch.Tensor,
 ) -> np.ndarray:
-    """Spectrograms of mixture, target, estimate, and the mask between the first and the last."""
-    signals = {"mixture": mixture.mean(axis=0), "estimate": estimate.mean(axis=0)}
+    """Spectrograms of mixture, target and estimate, and the mask, of the first CHUNK_SECONDS, as an image."""
+    stop = round(CHUNK_SECONDS * rate)
+    signals = {"mixture": mixture.mean(axis=0)}
     if target is not None:
-        signals = {"mixture": signals["mixture"], "target": target, "estimate": signals["estimate"]}
-    spectral = separator.spectral.cpu()
-    magnitudes = {
-        name: spectral(torch.from_numpy(resample(signal, rate, separator.sample_rate))[None])[0].abs().numpy()
+        signals["target"] = target
+    signals["estimate"] = estimate.mean(axis=0)
+    waveforms = {
+        name: torch.from_numpy(resample(signal[:stop], rate, separator.sample_rate))[None].to(
+            embedding.device
+        )
         for name, signal in signals.items()
     }
-    mask = np.clip(magnitudes["estimate"] / np.maximum(magnitudes["mixture"], 1e-6), 0, 1)
+    magnitudes = {name: separator.spectral(w)[0].abs().cpu().numpy() for name, w in waveforms.items()}
+    mask = separator.separate_with_mask(waveforms["mixture"], embedding)[1][0].cpu().numpy()
     return spectrogram_figure(magnitudes, mask, separator.sample_rate, separator.spectral.hop_length)
 
 
