@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "-m", str(example / "mixture.wav"), "-r", str(example / "reference.wav"),
         "--target", str(example / "target.wav"), "-o", str(results), "--plot",
     )  # fmt: skip
-    finish(results, scores, corpus, time.monotonic() - start)
+    finish(results, scores, store, corpus, time.monotonic() - start)
     return 0
 
 
@@ -69,8 +69,9 @@ def command(script: str, *arguments: str) -> None:
     print(flush=True)
 
 
-def finish(results: Path, scores: Path, corpus: Path, seconds: float) -> None:
+def finish(results: Path, scores: Path, store: Path, corpus: Path, seconds: float) -> None:
     summary = read_json(scores / "summary.json")
+    speakers = read_json(store / "store.json")["speakers"]["train"]
     print(f"Trained on {corpus}; {(scores / 'summary.md').read_text()}")
     print(f"Done in {seconds / 60:.1f} minutes. To listen and to look:")
     for path in (
@@ -82,9 +83,11 @@ def finish(results: Path, scores: Path, corpus: Path, seconds: float) -> None:
         scores / "per_utterance.csv",
     ):
         print(f"  {path}")
-    low = summary["si_sdr_improvement_low"]
-    if low <= 0:
-        print("NOTE: the improvement's 95 % interval includes 0: this training did not learn to separate.")
+    if summary["si_sdr_improvement_low"] <= 0:
+        print(
+            "NOTE: these scores show no improvement: the training speakers "
+            f"({len(speakers)}) taught the network nothing about the test speakers."
+        )
 
 
 if __name__ == "__main__":
