@@ -25,8 +25,8 @@ lint: $(VENV)/.development ## ruff
 types: $(VENV)/.development ## mypy
 	@$(RUN) -m mypy
 
-clean: ## remove .venv and everything that was computed (downloads stay in data/)
-	rm -rf $(VENV) chkpt logs results demo data/demo-*
+clean: ## remove .venv and what the demo computed (downloads and your own trainings stay)
+	rm -rf $(VENV) demo chkpt/demo-* logs/demo-* data/demo-*
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \

@@ -20,9 +20,11 @@ from model.features import reference_embeddings
 from model.scoring import METRICS, Scores, score_estimates, score_mixtures, summarize
 from model.separator import Separator
 from utils.audio import write_audio
+from utils.checkpoint import load_checkpoint
 from utils.device import choose_device
 from utils.errors import UserError
 from utils.files import fingerprint, read_json, sha256_of, write_csv, write_json, write_text
+from utils.metrics import SILENCE_DB
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,10 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     store = Store(options.data)
     split = store.split(options.split)
     device = choose_device(options.device)
-    for checkpoint in options.checkpoints:
-        separator = Separator.load(checkpoint).to(device)
-        folder = Path(options.out) / f"{Path(checkpoint).resolve().parent.name}-{Path(checkpoint).stem}"
-        summary = evaluate(separator, checkpoint, store, split, folder)
+    folders = [
+        Path(options.out) / result_name(checkpoint, options.split) for checkpoint in options.checkpoints
+    ]
+    if len(set(folders)) < len(folders):
+        raise UserError(
+            "two of the checkpoints would share a folder of results: score them with different -o"
+        )
+    for checkpoint, folder in zip(options.checkpoints, folders, strict=True):
+        content = load_checkpoint(checkpoint)
+        separator = Separator.from_content(content, checkpoint).eval().to(device)
+        heard = content.get("training_speakers")
+        summary = evaluate(separator, checkpoint, heard, store, split, folder)
         print(markdown(summary))
         print(f"{folder}/per_utterance.csv\n{folder}/summary.json")
         for which in options.save_audio:
@@ -55,10 +65,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def result_name(checkpoint: str, split: str) -> str:
+    """The folder of results: run, checkpoint and split."""
+    path = Path(checkpoint)
+    return f"{path.resolve().parent.name}-{path.stem}-{split}"
+
+
 def evaluate(
-    separator: Separator, checkpoint: str, store: Store, split: StoredSplit, folder: Path
+    separator: Separator,
+    checkpoint: str,
+    heard: list[str] | None,
+    store: Store,
+    split: StoredSplit,
+    folder: Path,
 ) -> dict[str, Any]:
-    """Writes the tables of one checkpoint into `folder`, or reads them if nothing has changed since."""
+    """Writes the tables of one checkpoint into `folder`, or reads them if nothing has changed since.
+
+    `heard`: the speakers it was trained on, if the checkpoint says so.
+    """
     changes = differences(store.settings["audio"], separator.config.audio.model_dump())
     if "sample_rate" in {line.split(":")[0] for line in changes}:
         raise UserError(
@@ -71,14 +95,14 @@ def evaluate(
         "metrics": sorted(METRICS),
     }
     path = folder / "summary.json"
-    if path.exists() and (folder / "per_utterance.csv").exists():
+    if path.exists():
         summary = read_json(path)
         if summary.get("identity") == fingerprint(identity):
             return summary
     embeddings = reference_embeddings(store, split, separator.embedder)
     before, after = score_mixtures(split), score_estimates(separator, split, embeddings)
     summary = {
-        **summarize(before, after),
+        **summarize(before, after, store.target_speakers(split)),
         **identity,
         "identity": fingerprint(identity),
         "checkpoint": checkpoint,
@@ -86,11 +110,14 @@ def evaluate(
         "protocol": store.settings["data"]["protocol"],
         "seconds": store.settings["data"]["seconds"],
         "speakers": len(store.report["speakers"][name]),
+        "heard_speakers": None if heard is None else len(set(heard) & set(store.report["speakers"][name])),
         "same_utterance_speakers": store.report["same_utterance_speakers"][name],
     }
+    # the JSON last: where it stands, the tables beside it are complete and its own
+    path.unlink(missing_ok=True)
     write_table(folder / "per_utterance.csv", store, split, before, after)
-    write_json(path, summary)
     write_text(folder / "summary.md", markdown(summary) + "\n")
+    write_json(path, summary)
     return summary
 
 
@@ -109,7 +136,9 @@ def write_table(path: Path, store: Store, split: StoredSplit, before: Scores, af
 
 def markdown(summary: dict[str, Any]) -> str:
     """The summary as a small table for people."""
-    title = f"{summary['n']} mixtures of {summary['speakers']} speakers never heard in training"
+    heard = summary["heard_speakers"]
+    known = {None: "", 0: " never heard in training"}.get(heard, f", {heard} of them HEARD IN TRAINING")
+    title = f"{summary['n']} mixtures of {summary['speakers']} speakers{known}"
     protocol = f"{summary['split']}, protocol {summary['protocol']} {summary['seconds']:g} s"
     lines = [
         f"{summary['checkpoint']}: {title} ({protocol})",
@@ -131,6 +160,9 @@ def markdown(summary: dict[str, Any]) -> str:
         "",
         f"Improved by more than 1 dB SI-SDR: {100 * summary['accepted_share']:.1f} % of the mixtures.",
     ]
+    lines[-1] += f" The interval is taken over {summary['speakers']} speakers."
+    if summary["silent"]:
+        lines.append(f"{summary['silent']} have a silent target or estimate, scored {SILENCE_DB:g} dB.")
     if summary["same_utterance_speakers"]:
         lines.append(
             f"{summary['same_utterance_speakers']} of these speakers have one utterance: their reference "

@@ -43,6 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--plot", action="store_true", help="also write spectrograms.png")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:N]")
     options = parse_arguments(parser, arguments)
+    out = Path(options.out_dir)
+    for result in (out / "estimate.wav", out / "residual.wav"):
+        for given in (options.mixed_file, options.reference_file, options.target):
+            if given and result.resolve() == Path(given).resolve():
+                raise UserError(f"{given}: would be overwritten by the result; name another folder with -o")
     path = Path(options.checkpoint_path) if options.checkpoint_path else newest_checkpoint(Path("chkpt"))
     separator = load_separator(path, options).to(choose_device(options.device))
     mixture, rate = read_audio(options.mixed_file)
@@ -54,8 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     embedding = separator.embed(reference, options.reference_file)
     estimate = separate(separator, mixture, rate, embedding)
+    if not np.isfinite(estimate).all():
+        raise UserError(f"{path}: gives NaN or infinite samples; its weights are damaged")
 
-    out = Path(options.out_dir)
     write_audio(out / "estimate.wav", estimate, rate)
     write_audio(out / "residual.wav", mixture - estimate, rate)
     if options.plot:

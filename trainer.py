@@ -18,14 +18,14 @@ import torch
 from tqdm import tqdm
 
 from config.load import argument_parser, differences, load_config, parse_arguments, run_script
-from config.schema import Config, Train
+from config.schema import Config, Data, Train
 from datasets.dataset import Batch, ShuffledBatches, StoredExamples, training_batches
 from datasets.store import Store
 from model.features import reference_embeddings
 from model.foreign import load_embedder
 from model.losses import criteria
 from model.scoring import Scores, score_estimates, score_mixtures, summarize
-from model.separator import Separator
+from model.separator import FORMAT, Separator
 from utils import distributed
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.device import autocast, choose_device
@@ -56,12 +56,14 @@ class Run:
     """One training: what is learnt, what it learns from, and where it stands."""
 
     def __init__(self, config: Config, base: Path, name: str, device: torch.device) -> None:
-        if not name or Path(name).name != name:
+        if not name or name in (".", "..") or Path(name).name != name:
             raise UserError(f"-m {name!r}: expected a name without folders")
-        self.config, self.device = config, device
+        self.device = device
         self.folder, self.logs = base / "chkpt" / name, base / "logs" / name
         self.store = Store(config.data.store)
         _check_front_end(config, self.store)
+        self.config = config = _with_settings_of(self.store, config)
+        self.speakers = set(self.store.report["speakers"]["train"])
         torch.manual_seed(config.train.seed)
         self.separator = Separator(config, load_embedder(config.embedder)).to(device)
         self.network = self.separator.network
@@ -76,9 +78,13 @@ class Run:
     def load(self, initial: str | None, allow_changes: bool) -> None:
         """Resumes from `last.pt` if the run has one, else starts from the weights of `initial` if given."""
         last = self.folder / "last.pt"
+        if last.exists() and initial:
+            print(f"{last}: goes on with this run; --checkpoint_path {initial} is for new ones")
         if not last.exists():
             if initial:
-                other = Separator.load(initial)
+                content = load_checkpoint(initial)
+                other = Separator.from_content(content, initial)
+                self.speakers |= set(content.get("training_speakers", ()))
                 try:
                     self.network.load_state_dict(other.network.state_dict())
                 except RuntimeError as error:
@@ -87,6 +93,10 @@ class Run:
                     ) from error
             return
         content = load_checkpoint(last)
+        if content.get("format") != FORMAT or "training" not in content:
+            raise UserError(
+                f"{last}: no checkpoint that a training can go on from; remove it, or use another -m"
+            )
         changes = differences(content["config"], self.config.model_dump())
         if content["training"]["store"] != self.store.report["fingerprints"]["train"]:
             changes.append(f"the store {self.store.folder} holds other examples")
@@ -95,14 +105,24 @@ class Run:
                 f"{last}: this run was started with another configuration ({'; '.join(changes)}); "
                 "use another -m NAME, or --allow_changes to go on with the new one"
             )
-        self.network.load_state_dict(content["network"])
+        try:
+            self.network.load_state_dict(content["network"])
+        except RuntimeError as error:
+            raise UserError(
+                f"{last}: its weights do not fit another network ({'; '.join(changes)})"
+            ) from error
         training = content["training"]
+        self.speakers |= set(content["training_speakers"])
         self.optimizer.load_state_dict(training["optimizer"])
         torch.set_rng_state(training["random"])
         self.step, self.seconds, self.best = training["step"], training["seconds"], training["best"]
 
     def save(self, name: str, validation: dict[str, float] | None = None) -> None:
-        content = self.separator.content() | {"step": self.step, "validation": validation or {}}
+        content = self.separator.content() | {
+            "step": self.step,
+            "validation": validation or {},
+            "training_speakers": sorted(self.speakers),
+        }
         if name == "last.pt":
             content["training"] = {
                 "step": self.step,
@@ -192,7 +212,8 @@ class Run:
         if self.mixtures is None:
             self.mixtures = score_mixtures(split)
         embeddings = reference_embeddings(self.store, split, self.separator.embedder)
-        summary = summarize(self.mixtures, score_estimates(self.separator, split, embeddings))
+        scores = score_estimates(self.separator, split, embeddings)
+        summary = summarize(self.mixtures, scores, self.store.target_speakers(split))
         log.scalars(self.step, summary, "validation")
         score = summary["sdr_after_mean"]
         bar.write(
@@ -263,6 +284,16 @@ def _optimizer(network: torch.nn.Module, train: Train) -> torch.optim.Optimizer:
             return torch.optim.Adam(network.parameters(), **arguments)
         case "adamw":
             return torch.optim.AdamW(network.parameters(), **arguments)
+
+
+def _with_settings_of(store: Store, config: Config) -> Config:
+    """The data section as the store has it: what was rendered is rendered, whatever the YAML now says."""
+    own = config.data.model_dump()
+    data = Data(**{**own, **store.settings["data"]})
+    changes = differences(own, data.model_dump())
+    if changes:
+        print(f"NOTE: {store.folder} was made with other data settings, which hold: {'; '.join(changes)}")
+    return config.model_copy(update={"data": data})
 
 
 def _check_front_end(config: Config, store: Store) -> None:

@@ -111,7 +111,8 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     Raises UserError that names the key, what was expected, and a near match for an unknown key.
     """
     tree = read_yaml(path) if path is not None else {}
-    for text in overrides:
+    # the kind first: it decides which options of the section there are
+    for text in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".kind")):
         tree = _override(tree, text)
     return check_config(tree, str(path) if path is not None else "configuration")
 
@@ -134,7 +135,8 @@ def _explain(item: dict[str, Any]) -> str:
         siblings = _fields_at(parts[:-1], str(next((p for p in item["loc"] if p in kinds), "")))
         near = difflib.get_close_matches(parts[-1], siblings, 1, 0.6)
         known = "" if near else f" (known here: {', '.join(siblings)})"
-        return f"unknown key '{key}'{_meant(near)}{known}"
+        full = [".".join([*parts[:-1], name]) for name in near]
+        return f"unknown key '{key}'{_meant(full)}{known}"
     if item["type"].startswith("union_tag"):
         allowed = ", ".join(sorted(kinds))
         return f"{key}.kind: expected one of {allowed}, got {_kind_of(item['input'])!r}"
@@ -231,9 +233,11 @@ def run_script(main: Callable[[], int | None]) -> None:
     except UserError as error:
         code = _report(str(error))
     except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENAMETOOLONG):
+            sys.exit(_report(f"{where}cannot be used ({error.strerror})"))
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        where = f"{error.filename}: " if error.filename else ""
         code = _report(
             f"{where}the disk is full ({error.strerror}); what was finished is kept, make room and run again"
         )

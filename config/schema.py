@@ -111,6 +111,12 @@ class Loss(Options):
     power_law_complex: float = Field(0.0, ge=0)
     si_sdr: float = Field(0.0, ge=0)
 
+    @model_validator(mode="after")
+    def _some(self) -> Loss:
+        if not (self.magnitude_mse or self.power_law or self.power_law_complex or self.si_sdr):
+            raise ValueError("at least one criterion needs a weight above 0")
+        return self
+
 
 class Train(Options):
     """The training loop: it ends after `steps` or `minutes`, whichever comes first.

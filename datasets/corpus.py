@@ -53,7 +53,9 @@ class Corpus:
 
     def describe(self) -> str:
         minutes = sum(u.seconds for u in self.utterances) / 60
-        text = f"{len(self.by_speaker())} speakers, {len(self.utterances)} utterances, {minutes:.0f} minutes"
+        names = list(self.by_speaker())
+        shown = f" ({', '.join(names[:3])} ...)"
+        text = f"{len(names)} speakers{shown}, {len(self.utterances)} utterances, {minutes:.0f} minutes"
         causes = Counter(cause.split(":")[0] for _, cause in self.unusable)
         left_out = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
         return f"{text}; left out: {left_out or 'nothing'}"
@@ -75,13 +77,15 @@ def index_corpus(roots: Sequence[Path | str]) -> Corpus:
     """
     found: list[Utterance] = []
     unusable: list[tuple[str, str]] = []
-    for root in map(Path, roots):
+    for number, root in enumerate(map(Path, roots)):
         if not root.is_dir():
             raise UserError(f"{root}: no such corpus folder")
         files = sorted(p for p in root.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
         if not files:
             raise UserError(f"{root}: no audio file below it ({', '.join(sorted(AUDIO_SUFFIXES))})")
-        utterances, bad = _index_files(root, files)
+        # equal folder names below two roots are different persons
+        prefix = f"{number}-{root.resolve().name}/" if len(roots) > 1 else ""
+        utterances, bad = _index_files(root, files, prefix)
         found += utterances
         unusable += bad
     utterances, repeated = _unique(found)
@@ -110,7 +114,7 @@ def _unique(found: list[Utterance]) -> tuple[list[Utterance], list[tuple[str, st
     return sorted(kept.values(), key=lambda u: u.id), repeated
 
 
-def _index_files(root: Path, files: list[Path]) -> tuple[list[Utterance], list[tuple[str, str]]]:
+def _index_files(root: Path, files: list[Path], prefix: str) -> tuple[list[Utterance], list[tuple[str, str]]]:
     librispeech = [LIBRISPEECH_NAME.match(path.stem) for path in files]
     is_librispeech = sum(m is not None for m in librispeech) > len(files) / 2
     texts = _librispeech_texts(root) if is_librispeech else {}
@@ -129,8 +133,8 @@ def _index_files(root: Path, files: list[Path]) -> tuple[list[Utterance], list[t
             if not is_librispeech and len(relative.parts) < 2:
                 bad.append((str(path), "no speaker folder"))
                 continue
-            speaker = match[1] if is_librispeech and match else relative.parts[0]
-            name = path.stem if is_librispeech else relative.with_suffix("").as_posix()
+            speaker = match[1] if is_librispeech and match else prefix + relative.parts[0]
+            name = path.stem if is_librispeech else prefix + relative.with_suffix("").as_posix()
             frames, rate = info
             utterances.append(Utterance(name, speaker, str(path), frames, rate, texts.get(name)))
     return utterances, bad

@@ -65,7 +65,7 @@ class Voice:
     """What one speaker can serve for: stretches to take targets from, each with its possible references."""
 
     def __init__(self, utterances: Sequence[Utterance], data: Data, slowest: float) -> None:
-        self.pairs: list[tuple[Clip, list[Clip]]] = []
+        self.pairs: list[tuple[Clip, list[Clip], int | None]] = []
         self.slowest = slowest
         self.same_utterance = len(utterances) == 1
         if self.same_utterance:
@@ -75,17 +75,19 @@ class Voice:
                 if other.frames >= data.reference.min_seconds * rate:
                     self._add(part, [_reference(other, rate, data)], rate, data)
             return
+        long_enough = [u for u in utterances if u.seconds >= data.reference.min_seconds]
+        references = [_reference(_whole(u), u.rate, data) for u in long_enough]  # one list for all targets
+        place = {u.id: number for number, u in enumerate(long_enough)}
         for utterance in utterances:
-            others = [
-                _reference(_whole(u), u.rate, data)
-                for u in utterances
-                if u is not utterance and u.seconds >= data.reference.min_seconds
-            ]
-            self._add(_whole(utterance), others, utterance.rate, data)
+            self._add(_whole(utterance), references, utterance.rate, data, place.get(utterance.id))
 
-    def _add(self, stretch: Clip, references: list[Clip], rate: int, data: Data) -> None:
-        if references and stretch.frames >= round(data.seconds * round(rate * self.slowest)):
-            self.pairs.append((stretch, references))
+    def _add(
+        self, stretch: Clip, references: list[Clip], rate: int, data: Data, own: int | None = None
+    ) -> None:
+        """`own`: the reference that is the target's utterance and is never drawn for it."""
+        others = len(references) - (own is not None)
+        if others and stretch.frames >= round(data.seconds * round(rate * self.slowest)):
+            self.pairs.append((stretch, references, own))
 
 
 def _whole(utterance: Utterance) -> Clip:
@@ -156,8 +158,9 @@ class Drawer:
 
     def _draw_side(self, name: str, generator: np.random.Generator) -> tuple[Clip, Clip]:
         pairs = self.voices[name].pairs
-        stretch, references = pairs[generator.integers(len(pairs))]
-        reference = references[generator.integers(len(references))]
+        stretch, references, own = pairs[generator.integers(len(pairs))]
+        choice = int(generator.integers(len(references) - (own is not None)))
+        reference = references[choice + (own is not None and choice >= own)]
         rate = self._rates[stretch.utterance]
         lengths = [round(self.data.seconds * round(rate * speed)) for speed in self._speeds]
         possible = [pair for pair in zip(self._speeds, lengths, strict=True) if pair[1] <= stretch.frames]

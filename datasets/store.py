@@ -10,10 +10,14 @@ STORE/SPLIT/embeddings-*.npz  d-vectors of the references, one file an embedder
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import multiprocessing
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,18 +60,26 @@ def write_settings(
     """
     path = folder / "store.json"
     if path.exists():
-        changes = differences(read_json(path)["settings"], settings)
+        there = read_json(path)
+        changes = differences(there["settings"], settings)
+        if not changes and there["fingerprints"] != report["fingerprints"]:
+            changes = ["its recipes were drawn by another version of this project"]
         if changes:
             raise UserError(
                 f"{folder}: this store was made with other settings ({'; '.join(changes)}); "
                 "name another folder with -o, or remove it"
             )
-        return
-    if folder.is_dir() and any(p for p in folder.iterdir() if not p.name.startswith(".")):
+    own = {"utterances.csv", "unusable.csv", "store.json"}
+    if (
+        folder.is_dir()
+        and not path.exists()
+        and any(p.name not in own and not p.name.startswith(".") for p in folder.iterdir())
+    ):
         raise UserError(f"{folder}: is not empty and no store; name another folder with -o")
     rows = [(u.id, u.speaker, str(Path(u.path).resolve()), u.frames, u.rate) for u in utterances]
     write_csv(folder / "utterances.csv", ("id", "speaker", "path", "frames", "rate"), rows)
-    write_json(path, {"settings": settings, **report})
+    if not path.exists():
+        write_json(path, {"settings": settings, **report})
 
 
 def write_split(
@@ -120,11 +132,8 @@ def _start_worker(utterances: Mapping[str, Utterance]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends the pool
 
 
-def _write_shard_in_worker(task: ShardTask) -> int | UserError:
-    try:
-        return _write_shard(task, _UTTERANCES)
-    except UserError as error:
-        return error
+def _write_shard_in_worker(task: ShardTask) -> int:
+    return _write_shard(task, _UTTERANCES)
 
 
 def _run_tasks(tasks: list[ShardTask], utterances: Mapping[str, Utterance], processes: int) -> Iterator[int]:
@@ -134,11 +143,17 @@ def _run_tasks(tasks: list[ShardTask], utterances: Mapping[str, Utterance], proc
             yield _write_shard(task, utterances)
         return
     context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, _start_worker, (utterances,)) as pool:
-        for result in pool.imap_unordered(_write_shard_in_worker, tasks):
-            if isinstance(result, UserError):
-                raise result
-            yield result
+    with ProcessPoolExecutor(processes, context, _start_worker, (utterances,)) as pool:
+        futures = [pool.submit(_write_shard_in_worker, task) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"one of {processes} rendering processes was killed (is the memory full?); try a smaller -p"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -146,6 +161,8 @@ def write_array(path: Path, array: np.ndarray) -> None:
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
         file.write(np.ascontiguousarray(array).data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _write_shard(task: ShardTask, utterances: Mapping[str, Utterance]) -> int:
@@ -165,11 +182,21 @@ def _write_shard(task: ShardTask, utterances: Mapping[str, Utterance]) -> int:
     return len(task.recipes)
 
 
+def _allow_open_files() -> None:
+    """A memory-mapped array holds a file open: allow as many as the system lets this process have."""
+    with contextlib.suppress(ImportError):  # where there is no such limit
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 class Store:
     """A store on disk. Raises UserError when the folder is none."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
+        _allow_open_files()
         if not (self.folder / "store.json").is_file():
             raise UserError(f"{folder}: no store there; make one with generator.py -d CORPUS -o {folder}")
         self.report = read_json(self.folder / "store.json")
@@ -183,6 +210,10 @@ class Store:
             r["id"]: Utterance(r["id"], r["speaker"], r["path"], int(r["frames"]), int(r["rate"]))
             for r in rows
         }
+
+    def target_speakers(self, split: StoredSplit) -> list[str]:
+        """The target's speaker of every example."""
+        return [self.utterances[recipe.target.utterance].speaker for recipe in split.recipes]
 
     def split(self, name: str) -> StoredSplit:
         return StoredSplit(self.folder / name)
@@ -242,6 +273,7 @@ class StoredSplit:
         bad = []
         for shard in tqdm(self._shards, f"verify {self.folder.name}", unit="shard"):
             for name, digest in read_json(shard / "shard.json")["sha256"].items():
-                if sha256_of(shard / f"{name}.npy") != digest:
-                    bad.append(str(shard / f"{name}.npy"))
+                path = shard / f"{name}.npy"
+                if not path.is_file() or sha256_of(path) != digest:
+                    bad.append(str(path))
         return bad

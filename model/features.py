@@ -15,7 +15,7 @@ from model.dvector import DVector
 from model.spectral import Spectral
 from utils.audio import active_seconds
 from utils.errors import UserError
-from utils.files import atomic_file
+from utils.files import atomic_file, fingerprint
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,10 @@ def reference_embeddings(store: Store, split: StoredSplit, embedder: DVector, ba
     that is missing, unreadable or silent.
     """
     path = split.folder / f"embeddings-{embedder.fingerprint()}.npz"
+    recipes = fingerprint([recipe.to_line() for recipe in split.recipes])
     if path.exists():
         with np.load(path) as cached:
-            if len(cached["row"]) == len(split):
+            if str(cached["recipes"]) == recipes:
                 return cached["vectors"][cached["row"]]
     clips = sorted(
         {recipe.reference for recipe in split.recipes},
@@ -78,7 +79,7 @@ def reference_embeddings(store: Store, split: StoredSplit, embedder: DVector, ba
     found = np.concatenate(vectors).astype(np.float32)
     rows = np.array([row_of[recipe.reference] for recipe in split.recipes])
     with atomic_file(path) as temporary:
-        np.savez(temporary, vectors=found, row=rows)
+        np.savez(temporary, vectors=found, row=rows, recipes=np.array(recipes))
     return found[rows]
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from datasets.download import fetch
 from torch import Tensor
 
+from datasets.download import fetch
 from model.dvector import DVector
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 
-DOWNLOADS = Path("data")
+DOWNLOADS = Path(__file__).parents[1] / "data"
 
 RESEMBLYZER: dict[str, Any] = {
     "n_fft": 400,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from datasets.store import StoredSplit
 from model.separator import Separator
-from utils.metrics import accepted_share, bootstrap_interval, sdr, si_sdr
+from utils.metrics import SILENCE_DB, accepted_share, bootstrap_interval, sdr, si_sdr
 
 METRICS = {"sdr": sdr, "si_sdr": si_sdr}
 Scores = dict[str, np.ndarray]
@@ -54,9 +54,15 @@ def _score(
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def summarize(before: Scores, after: Scores) -> dict[str, float]:
-    """Mean and median of every metric before, after and improved, with the mean's 95 % interval."""
+def summarize(before: Scores, after: Scores, speakers: Sequence[str]) -> dict[str, float]:
+    """Mean and median of every metric before, after and improved, with the mean's 95 % interval.
+
+    `speakers`: the target speaker of every utterance, over whom the interval is taken. `silent` counts
+    utterances whose target or estimate is silent; their scores are SILENCE_DB.
+    """
     summary: dict[str, float] = {"n": len(before["sdr"])}
+    silent = (before["si_sdr"] == SILENCE_DB) | (after["si_sdr"] == SILENCE_DB)
+    summary["silent"] = int(silent.sum())
     for name in METRICS:
         for label, values in (
             ("before", before[name]),
@@ -65,7 +71,7 @@ def summarize(before: Scores, after: Scores) -> dict[str, float]:
         ):
             summary[f"{name}_{label}_mean"] = float(values.mean())
             summary[f"{name}_{label}_median"] = float(np.median(values))
-        low, high = bootstrap_interval(after[name] - before[name])
+        low, high = bootstrap_interval(after[name] - before[name], speakers)
         summary[f"{name}_improvement_low"], summary[f"{name}_improvement_high"] = low, high
     summary["accepted_share"] = accepted_share(after["si_sdr"] - before["si_sdr"])
     return summary

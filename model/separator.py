@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import assert_never
 
-from config.load import check_config
+from config.load import check_config, differences
 from config.schema import Config, FilmBlstmNetwork, Network, VoiceFilterNetwork
 from model.dvector import DVector
 from model.film_blstm import FilmBlstm
@@ -110,14 +110,19 @@ class Separator(nn.Module):
             raise UserError(
                 f"{where}: no separator checkpoint of this project (it holds {keys or 'nothing'})"
             )
-        config = config or check_config(content["config"], where)
-        embedder = DVector(**content["embedder"]["options"])
-        embedder.load_state_dict(content["embedder"]["state"])
-        separator = cls(config, embedder)
         try:
+            own = check_config(content["config"], where)
+            embedder = DVector(**content["embedder"]["options"])
+            embedder.load_state_dict(content["embedder"]["state"])
+            separator = cls(own, embedder)
             separator.network.load_state_dict(content["network"])
-        except RuntimeError as error:
-            raise UserError(f"{where}: its weights do not fit network {config.network}") from error
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise UserError(f"{where}: a damaged separator checkpoint ({type(error).__name__})") from error
+        if config is not None:
+            there, here = (c.model_dump(include={"audio", "network"}) for c in (own, config))
+            if changes := differences(there, here):
+                raise UserError(f"{where}: was trained with another configuration ({'; '.join(changes)})")
+            separator.config, separator.precision = config, config.train.precision
         return separator
 
     @classmethod

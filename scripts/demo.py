@@ -6,6 +6,7 @@ Every command is printed before it runs, and each one reuses what an earlier run
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command(
         "evaluate.py", str(checkpoint), "--data", str(store), "-o", str(results), "--save_audio", "median"
     )
-    scores = results / f"{name}-best"
+    scores = results / f"{name}-best-test"
     example = scores / "audio" / "median"  # neither the best nor the worst: what to expect
     command(
         "inference.py", "--checkpoint_path", str(checkpoint),
@@ -61,7 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def command(script: str, *arguments: str) -> None:
     """Prints and runs one of the project's scripts; a failure ends the demo with the script's exit code."""
     print(f"$ python {shlex.join([script, *arguments])}", flush=True)
-    code = subprocess.run([sys.executable, script, *arguments]).returncode
+    with subprocess.Popen([sys.executable, script, *arguments]) as child:
+        # told to stop, a script saves first: pass the word on (Ctrl-C reaches it by itself) and wait
+        before = signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        code = child.wait()
+    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if code == 2:
         raise UserError(f"the demo stopped: {script} could not go on (its reason stands above)")
     if code:

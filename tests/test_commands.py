@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,14 @@ import evaluate
 import generator
 import inference
 import trainer
+from datasets.corpus import split_speakers
 from tests.conftest import TINY, tone_voice
 from utils.audio import write_audio
 from utils.checkpoint import load_checkpoint
 
 Runner = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[1]
+WANTED: dict[str, tuple[float, None]] = {"validation": (0.25, None), "test": (0.25, None)}
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +158,7 @@ def test_evaluate_scores_the_whole_set_and_reuses_its_tables(
     arguments = (trained, "--data", store, "-o", tmp_path, "--save_audio", "best", "--save_audio", 3)
     code, out, _ = run(evaluate.main, *arguments)
     assert code == 0 and "6 mixtures of 2 speakers never heard in training" in out
-    folder = tmp_path / "m-best"
+    folder = tmp_path / "m-best-test"
     summary = json.loads((folder / "summary.json").read_text())
     rows = list(csv.DictReader((folder / "per_utterance.csv").open()))
     assert summary["n"] == len(rows) == 6
@@ -173,7 +177,7 @@ def test_evaluate_and_inference_give_the_same_estimate(
     run: Runner, trained: Path, store: Path, tmp_path: Path
 ) -> None:
     run(evaluate.main, trained, "--data", store, "-o", tmp_path, "--save_audio", 0)
-    audio = tmp_path / "m-best/audio/0"
+    audio = tmp_path / "m-best-test/audio/0"
     code, out, _ = run(
         inference.main, "--checkpoint_path", trained, "-m", audio / "mixture.wav",
         "-r", audio / "reference.wav", "--target", audio / "target.wav", "-o", tmp_path, "--plot",
@@ -327,6 +331,7 @@ def test_scripts_refuse_what_is_not_there(
         (generator.main, ["-c", "gone.yaml"], "gone.yaml: no such configuration"),
         (trainer.main, ["-m", "m", "-e", embedder_file, f"data.store={tmp_path}"], "no store there"),
         (trainer.main, ["-m", "a/b", f"data.store={store}"], "without folders"),
+        (trainer.main, ["-m", "..", f"data.store={store}"], "without folders"),
         (trainer.main, ["-m", "m", "-b", tmp_path, "-e", embedder_file, f"data.store={store}"], "front end"),
         (
             trainer.main,
@@ -406,8 +411,85 @@ def test_a_few_steps_on_real_speech_lower_the_loss(
         tmp_path / "s",
         "--no-embeddings",
     )
-    assert code == 0 and "251 speakers, 615 utterances" in out
+    assert code == 0 and "251 speakers (103, 1034, 1040 ...), 615 utterances" in out
     assert run(trainer.main, *small, "-b", tmp_path, "-m", "m", f"data.store={tmp_path / 's'}")[0] == 0
     lines = [json.loads(line) for line in (tmp_path / "logs/m/metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if line["group"] == "train"]
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.02
+
+
+def test_speakers_heard_in_training_are_counted(
+    run: Runner, trained: Path, corpus_folder: Path, embedder_file: Path, tmp_path: Path
+) -> None:
+    arguments = ["-d", corpus_folder, "-o", tmp_path / "s", "-p", "1", "-e", embedder_file, *TINY]
+    heard = set(load_checkpoint(trained)["training_speakers"])
+    seed = next(
+        seed
+        for seed in range(1, 50)
+        if heard & set(split_speakers([str(100 + i) for i in range(8)], seed, WANTED)["test"])
+    )
+    assert run(generator.main, *arguments, f"data.seed={seed}")[0] == 0
+    code, out, _ = run(evaluate.main, trained, "--data", tmp_path / "s", "-o", tmp_path)
+    assert code == 0 and "HEARD IN TRAINING" in out and "never heard" not in out
+
+
+def test_a_store_drawn_by_other_code_is_refused(
+    run: Runner, store: Path, corpus_folder: Path, embedder_file: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(store, tmp_path / "s")
+    content = json.loads((tmp_path / "s/store.json").read_text())
+    content["fingerprints"]["test"] = "0" * 16
+    (tmp_path / "s/store.json").write_text(json.dumps(content))
+    code, _, err = run(generator.main, "-d", corpus_folder, "-o", tmp_path / "s", "-e", embedder_file, *TINY)
+    assert code == 2 and "drawn by another version" in err
+
+
+def test_the_store_s_data_settings_hold_and_another_front_end_is_refused(
+    run: Runner, trained: Path, store: Path, embedder_file: Path, voices: Path
+) -> None:
+    code, out, _ = run(
+        trainer.main, *train_arguments(voices, store, embedder_file, "data.snr_db=[0, 5]", "train.steps=1")
+    )
+    assert code == 0 and "snr_db: [0.0, 5.0] -> None" in out
+    assert load_checkpoint(voices / "chkpt/m/last.pt")["config"]["data"]["snr_db"] is None
+    code, _, err = run(
+        inference.main, "-c", ROOT / "config/compact.yaml", "--checkpoint_path", trained,
+        "-m", voices / "mixed.wav", "-r", voices / "reference.wav", "-o", voices / "out",
+    )  # fmt: skip
+    assert code == 2 and "audio.hop_length: 128 -> 400" in err
+
+
+def test_a_result_never_overwrites_its_input(run: Runner, trained: Path, voices: Path) -> None:
+    shutil.copy(voices / "mixed.wav", voices / "estimate.wav")
+    before = (voices / "estimate.wav").read_bytes()
+    code, _, err = run(
+        inference.main, "--checkpoint_path", trained, "-m", voices / "estimate.wav",
+        "-r", voices / "reference.wav", "-o", voices,
+    )  # fmt: skip
+    assert code == 2 and "would be overwritten" in err
+    assert (voices / "estimate.wav").read_bytes() == before
+
+
+def test_a_killed_rendering_process_is_named(
+    run: Runner, corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        def __init__(self, *arguments: object) -> None: ...
+
+        def __enter__(self) -> Broken:
+            return self
+
+        def __exit__(self, *arguments: object) -> None: ...
+
+        def submit(self, *arguments: object) -> Future[int]:
+            future: Future[int] = Future()
+            future.set_exception(BrokenProcessPool("killed"))
+            return future
+
+        def shutdown(self, **arguments: object) -> None: ...
+
+    monkeypatch.setattr("datasets.store.ProcessPoolExecutor", Broken)
+    code, _, err = run(
+        generator.main, "-d", corpus_folder, "-o", tmp_path / "s", "-p", 2, "--no-embeddings", *TINY
+    )
+    assert code == 2 and "was killed" in err

@@ -20,12 +20,12 @@ def test_every_shipped_configuration_loads_and_builds(path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("train.lerning_rate=1", ["train.lerning_rate", "did you mean 'learning_rate'"]),
+        ("train.lerning_rate=1", ["train.lerning_rate", "did you mean 'train.learning_rate'"]),
         ("train.batch_size=2.5", ["train.batch_size", "integer", "2.5"]),
         ("train.batch_size=0", ["train.batch_size", "greater than or equal to 1", "got 0"]),
         ("train.batch_size=four", ["train.batch_size", "'four'"]),
         ("network={kind: unet}", ["network.kind", "film_blstm, voicefilter", "'unet'"]),
-        ("network={kind: film_blstm, lstm_dmi: 3}", ["network.lstm_dmi", "did you mean 'lstm_dim'"]),
+        ("network={kind: film_blstm, lstm_dmi: 3}", ["network.lstm_dmi", "did you mean 'network.lstm_dim'"]),
         ("network.lstm=both", ["network.lstm", "'both'"]),
         ("audio.hop_length=9000", ["hop_length 9000", "win_length 400"]),
         ("nonsense", ["train.batch_size=4"]),
@@ -45,6 +45,14 @@ def test_scientific_notation_is_a_number_and_overrides_win(tmp_path: Path) -> No
     (tmp_path / "child.yaml").write_text("base: base.yaml\ntrain:\n  batch_size: 3\n")
     train = load_config(tmp_path / "child.yaml", ["train.steps=5"]).train
     assert (train.learning_rate, train.batch_size, train.steps) == (0.001, 3, 5)
+
+
+def test_the_order_of_overrides_does_not_matter() -> None:
+    for order in (
+        ["network.kind=film_blstm", "network.lstm_dim=64"],
+        ["network.lstm_dim=64", "network.kind=film_blstm"],
+    ):
+        assert load_config("config/voicefilter.yaml", order).network.lstm_dim == 64
 
 
 def test_another_kind_of_network_drops_the_base_s_options(tmp_path: Path) -> None:

@@ -297,3 +297,12 @@ def test_speeds_make_other_voices_of_target_and_reference_alike(corpus_folder: P
     slow = next(recipe for recipe in recipes if recipe.reference.speed == 0.8)
     clip = slow.reference
     assert len(read_clip(clip, utterances[clip.utterance], 16000)) == round(clip.frames / 0.8)
+
+
+def test_equal_folder_names_below_two_roots_are_different_persons(tmp_path: Path) -> None:
+    for root in ("one", "two"):
+        (tmp_path / root / "ann").mkdir(parents=True)
+        soundfile.write(tmp_path / root / "ann" / "a.wav", tone_voice(0, 2, 0), 16000)
+    corpus = index_corpus([tmp_path / "one", tmp_path / "two"])
+    assert sorted(corpus.by_speaker()) == ["0-one/ann", "1-two/ann"]
+    assert corpus.unusable == ()

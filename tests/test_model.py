@@ -191,7 +191,6 @@ def test_losses_equal_their_formulas_on_numbers() -> None:
     mask = torch.tensor([[[0.5, 0.25]]])
     mixture, target = torch.tensor([[[2.0, 4.0]]]), torch.tensor([[[1.0, 3.0]]])
     cosine = torch.tensor([[[1.0, 0.5]]])
-    estimate = mask * mixture
     weights = {"magnitude_mse": 1.0, "power_law": 2.0, "power_law_complex": 0.5, "si_sdr": 0.0}
     values = criteria(weights, mask, mixture, target, cosine)
     assert values["magnitude_mse"].item() == pytest.approx((0**2 + 2**2) / 2)
@@ -202,7 +201,6 @@ def test_losses_equal_their_formulas_on_numbers() -> None:
     torch.testing.assert_close(values["loss"], total)
     louder = criteria(weights, mask, 7 * mixture, 7 * target, cosine, relative=True)
     torch.testing.assert_close(louder["loss"], criteria(weights, mask, mixture, target, cosine, True)["loss"])
-    assert torch.equal(estimate, mask * mixture)
 
 
 def test_spectral_si_sdr_is_close_to_the_waveform_s() -> None:

@@ -52,9 +52,20 @@ def test_silence_has_a_defined_score_and_shapes_must_agree(metric) -> None:  # t
 
 def test_bootstrap_covers_the_mean_and_repeats() -> None:
     values = np.random.default_rng(1).normal(2, 1, 200)
-    low, high = bootstrap_interval(values)
+    alone = [str(i) for i in range(200)]
+    low, high = bootstrap_interval(values, alone)
     assert low < values.mean() < high
-    assert (low, high) == bootstrap_interval(values)
+    assert (low, high) == bootstrap_interval(values, alone)
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 200**0.5, rel=0.1)
+    # ten copies of each value are no more evidence than one
+    copies = bootstrap_interval(np.repeat(values, 10), np.repeat(alone, 10).tolist())
+    assert copies == pytest.approx((low, high), abs=1e-9)
+
+
+def test_the_sdr_of_a_mixture_with_silence_is_the_ceiling() -> None:
+    speech = np.concatenate([tone_voice(0, 1.0, 0), np.zeros(32000, np.float32)])
+    signal = torch.from_numpy(np.stack([speech, np.roll(speech, 777), 1e-3 * speech]))
+    assert (sdr(signal, signal) > 60).all()
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
         zipfile.BadZipFile,
         ValueError,
         KeyError,
+        OSError,
     ) as error:
         reason = str(error).strip().splitlines()
         raise UserError(

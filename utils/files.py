@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -29,8 +30,8 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
         os.close(handle)
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise UserError(f"{path.parent}: cannot write there ({error.strerror})") from error
+    except OSError as error:
+        raise _unwritable(path, error) from error
     temporary = Path(name)
     try:
         yield temporary
@@ -49,14 +50,21 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise UserError(f"{path.parent}: cannot write there ({error.strerror})") from error
+    except OSError as error:
+        raise _unwritable(path, error) from error
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _unwritable(path: Path, error: OSError) -> Exception:
+    """A full disk stays an OSError, which `run_script` knows; everything else is a folder of the user's."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    return UserError(f"{path.parent}: cannot write there ({error.strerror})")
 
 
 def _umask() -> int:

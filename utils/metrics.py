@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -49,14 +51,25 @@ def sdr(estimate: Tensor, target: Tensor) -> Tensor:
     scores = signal_distortion_ratio(
         torch.where(silent[..., None], filler, estimate), torch.where(silent[..., None], filler, target)
     )
-    return torch.where(silent, SILENCE_DB, scores.double().clamp(SILENCE_DB, CEILING_DB))
+    # rounding makes the ratio of equal signals undefined: nothing is left of the error
+    scores = scores.double().nan_to_num(nan=CEILING_DB).clamp(SILENCE_DB, CEILING_DB)
+    return torch.where(silent, SILENCE_DB, scores)
 
 
-def bootstrap_interval(values: np.ndarray, draws: int = 2000, share: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values` [n]; seeded, so the same values give the same."""
+def bootstrap_interval(
+    values: np.ndarray, groups: Sequence[str], draws: int = 2000, share: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of `values` [n], seeded.
+
+    Whole groups (the speakers) are drawn with replacement, because scores of one speaker hang together; the
+    interval then speaks of other speakers, and one group alone gives no width.
+    """
     values = np.asarray(values, np.float64)
+    _, owners = np.unique(np.asarray(groups), return_inverse=True)
+    sums, counts = np.bincount(owners, values), np.bincount(owners)
     generator = np.random.default_rng(0)
-    means = np.array([values[generator.integers(len(values), size=len(values))].mean() for _ in range(draws)])
+    drawn = generator.integers(len(sums), size=(draws, len(sums)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
     return float(low), float(high)
 
