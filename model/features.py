@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -56,10 +58,8 @@ def reference_embeddings(store: Store, split: StoredSplit, embedder: DVector, ba
     """
     path = split.folder / f"embeddings-{embedder.fingerprint()}.npz"
     recipes = fingerprint([recipe.to_line() for recipe in split.recipes])
-    if path.exists():
-        with np.load(path) as cached:
-            if str(cached["recipes"]) == recipes:
-                return cached["vectors"][cached["row"]]
+    if (cached := _read_cache(path, recipes)) is not None:
+        return cached
     clips = sorted(
         {recipe.reference for recipe in split.recipes},
         key=lambda c: (c.utterance, c.start, c.frames, c.speed),
@@ -81,6 +81,15 @@ def reference_embeddings(store: Store, split: StoredSplit, embedder: DVector, ba
     with atomic_file(path) as temporary:
         np.savez(temporary, vectors=found, row=rows, recipes=np.array(recipes))
     return found[rows]
+
+
+def _read_cache(path: Path, recipes: str) -> np.ndarray | None:
+    """Cached embeddings [n, D], or nothing when they are missing, damaged or of other recipes."""
+    try:
+        with np.load(path) as cached:
+            return cached["vectors"][cached["row"]] if str(cached["recipes"]) == recipes else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
 
 
 def _read_reference(store: Store, clip: Clip, embedder: DVector) -> np.ndarray:
