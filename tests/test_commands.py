@@ -493,3 +493,16 @@ def test_a_killed_rendering_process_is_named(
         generator.main, "-d", corpus_folder, "-o", tmp_path / "s", "-p", 2, "--no-embeddings", *TINY
     )
     assert code == 2 and "was killed" in err
+
+
+def test_a_damaged_cache_of_embeddings_is_made_again(
+    run: Runner, store: Path, corpus_folder: Path, embedder_file: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(store, tmp_path / "s")
+    path = next((tmp_path / "s" / "test").glob("embeddings-*.npz"))
+    path.write_bytes(b"junk")
+    arguments = ["-d", corpus_folder, "-o", tmp_path / "s", "-e", embedder_file, *TINY]
+    assert run(generator.main, *arguments)[0] == 0
+    original = next((store / "test").glob("embeddings-*.npz"))
+    with np.load(path) as again, np.load(original) as before:
+        np.testing.assert_allclose(again["vectors"], before["vectors"], atol=1e-6)
