@@ -101,16 +101,17 @@ def evaluate(
             return summary
     embeddings = reference_embeddings(store, split, separator.embedder)
     before, after = score_mixtures(split), score_estimates(separator, split, embeddings)
+    speakers = store.target_speakers(split)
     summary = {
-        **summarize(before, after, store.target_speakers(split)),
+        **summarize(before, after, speakers),
         **identity,
         "identity": fingerprint(identity),
         "checkpoint": checkpoint,
         "split": name,
         "protocol": store.settings["data"]["protocol"],
         "seconds": store.settings["data"]["seconds"],
-        "speakers": len(store.report["speakers"][name]),
-        "heard_speakers": None if heard is None else len(set(heard) & set(store.report["speakers"][name])),
+        "speakers": len(set(speakers)),
+        "heard_speakers": None if heard is None else len(set(heard) & set(speakers)),
         "same_utterance_speakers": store.report["same_utterance_speakers"][name],
     }
     # the JSON last: where it stands, the tables beside it are complete and its own
