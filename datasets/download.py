@@ -126,11 +126,17 @@ def choose_corpus(given: Path | None, root: Path) -> tuple[Path, str]:
     best, second = "librispeech-dev-clean", "debian-voices"
     name = next((n for n in (best, second) if (root / SOURCES[n].result).exists()), best)
     try:
-        path = fetch(name, root)
+        path = _announced(name, root)
     except Unreachable as error:
         print(f"{error}; taking the Debian voices instead", flush=True)
-        name, path = second, fetch(second, root)
+        name, path = second, _announced(second, root)
     return path, f"{SOURCES[name].description} ({SOURCES[name].licence})"
+
+
+def _announced(name: str, root: Path) -> Path:
+    """Fetches after printing the command that does the same."""
+    print(f"$ python -m datasets.download {name} -o {root}", flush=True)
+    return fetch(name, root)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

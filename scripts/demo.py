@@ -33,8 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     data, out = Path(options.data), Path(options.out)
     given = Path(options.corpus) if options.corpus else None
-    if given is None:
-        print(f"$ python -m datasets.download NAME -o {shlex.quote(str(data))}", flush=True)
     corpus, description = choose_corpus(given, data)
     print(f"corpus: {corpus}: {description}\n", flush=True)
     config = DEBIAN_CONFIG if corpus.name == "debian-voices" else CONFIG
