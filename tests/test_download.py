@@ -515,8 +515,11 @@ def test_choose_what_was_fetched_then_what_can_be(
         monkeypatch.setitem(dl.SOURCES, name, replace(dl.SOURCES[name], fetcher=fetcher))
     path, text = dl.choose_corpus(None, tmp_path)
     assert path == tmp_path / "debian-voices" and "11 persons" in text and "CC BY" in text
-    said = "https://host: cannot be reached (no); taking the Debian voices instead\n"
-    assert capsys.readouterr().out == said
+    assert capsys.readouterr().out.splitlines() == [
+        f"$ python -m datasets.download librispeech-dev-clean -o {tmp_path}",
+        "https://host: cannot be reached (no); taking the Debian voices instead",
+        f"$ python -m datasets.download debian-voices -o {tmp_path}",
+    ]
     assert dl.choose_corpus(None, tmp_path) == (path, text)
     assert asked == ["librispeech-dev-clean", "debian-voices"]
     clean = tmp_path / "LibriSpeech" / "dev-clean"
