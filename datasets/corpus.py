@@ -1,29 +1,36 @@
-"""Indexers: a folder of speech on disk -> utterances, and the list of what cannot be used."""
+"""Indexers: folders of speech, noise or room responses -> utterances, and the list of what cannot be used."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from utils.audio import AUDIO_SUFFIXES, audio_info
+from datasets.layouts import SPEECH_LAYOUTS
+from datasets.scan import FileCheck, scan_files
+from datasets.sound_layouts import sound_layouts
+from datasets.table_layouts import manifest
+from datasets.tree import Found, Layout, Listing, Tree
+from utils.audio import AUDIO_SUFFIXES
 from utils.errors import UserError
 from utils.files import write_csv
 
-LIBRISPEECH_NAME = re.compile(r"^(\d+)-(\d+)-(\d+)$")
-MIN_SECONDS = 1.0
+MIN_SECONDS = {"speech": 1.0, "noise": 0.1, "music": 0.1, "rir": 0.005}
+MANIFEST = "manifest"
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One recording of one speaker; `frames` samples at `rate` Hz."""
+    """One recording of one speaker; `frames` samples at `rate` Hz.
+
+    `subset`: the corpus' own division (LibriSpeech's `train-clean-100`, WHAM!'s `tr`). `sex`: F, M or empty.
+    `digest`: of the file, see `scan.digest_of`. `active`: stretches [start, stop) in samples that are not
+    silence; None where nobody looked. Of a sound, `speaker` is the category.
+    """
 
     id: str
     speaker: str
@@ -31,6 +38,10 @@ class Utterance:
     frames: int
     rate: int
     text: str | None = None
+    subset: str = ""
+    sex: str = ""
+    digest: str = ""
+    active: tuple[tuple[int, int], ...] | None = None
 
     @property
     def seconds(self) -> float:
@@ -53,8 +64,8 @@ class Corpus:
 
     def describe(self) -> str:
         minutes = sum(u.seconds for u in self.utterances) / 60
-        names = list(self.by_speaker())
-        shown = f" ({', '.join(names[:3])} ...)"
+        names = [name for name in self.by_speaker() if name]
+        shown = f" ({', '.join(names[:3])} ...)" if names else ""
         text = f"{len(names)} speakers{shown}, {len(self.utterances)} utterances, {minutes:.0f} minutes"
         causes = Counter(cause.split(":")[0] for _, cause in self.unusable)
         left_out = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
@@ -64,31 +75,67 @@ class Corpus:
         write_csv(path, ("path", "cause"), self.unusable)
 
 
-def index_corpus(roots: Sequence[Path | str]) -> Corpus:
-    """Indexes one or several corpora, each in one of these layouts (recognised by its file names):
+def index_corpus(
+    roots: Sequence[Path | str],
+    *,
+    check: str = "full",
+    cache: Path | None = None,
+    processes: int | None = None,
+) -> Corpus:
+    """Indexes one or several corpora of speech and checks every file.
 
-    LibriSpeech (any number of subsets)      any folder of speakers
-        ROOT/[SUBSET/]SPEAKER/CHAPTER/           ROOT/SPEAKER/**/NAME.{wav,flac,ogg,opus,mp3,m4a}
-            SPEAKER-CHAPTER-NUMBER.flac
-            SPEAKER-CHAPTER.trans.txt
-
-    Ids are unique: LibriSpeech's own, else the path below ROOT. Unreadable files and files shorter than
-    MIN_SECONDS are listed with their cause. Raises UserError when nothing usable is there.
+    A root is a folder or a CSV manifest; its layout is the first of `layouts.SPEECH_LAYOUTS` that recognises
+    it, or the one named in front of it (`vctk:PATH`). Corpora with ids and speakers of their own keep them;
+    other ids are the path below the root and, with several roots, begin with the root's number and name, as
+    the speakers do, because equal names below two roots are different persons. `check`: `full` decodes every
+    file, `quick` its header and end. `cache`: an SQLite file of what was found before (None:
+    `scan.DEFAULT_CACHE`). `processes`: how many look at files (None: one a core). Files that are unreadable,
+    cut, silent or shorter than MIN_SECONDS are listed with their cause. Raises UserError when a root is
+    missing or nothing usable is there.
     """
-    found: list[Utterance] = []
+    return _index(roots, "speech", SPEECH_LAYOUTS, check, cache, processes)
+
+
+def index_sounds(
+    roots: Sequence[Path | str],
+    kind: str,
+    *,
+    check: str = "full",
+    cache: Path | None = None,
+    processes: int | None = None,
+) -> Corpus:
+    """Indexes corpora of one `kind` of sound: noise, music or rir; the rest is as in `index_corpus`.
+
+    The `speaker` of a sound is its category, such as ESC-50's `dog`, or empty.
+    """
+    if kind not in MIN_SECONDS or kind == "speech":
+        raise UserError(f"kind of sound: expected one of noise, music, rir, got {kind!r}")
+    return _index(roots, kind, sound_layouts(kind), check, cache, processes)
+
+
+def _index(
+    roots: Sequence[Path | str],
+    kind: str,
+    layouts: Mapping[str, Layout],
+    check: str,
+    cache: Path | None,
+    processes: int | None,
+) -> Corpus:
+    found: list[Found] = []
     unusable: list[tuple[str, str]] = []
-    for number, root in enumerate(map(Path, roots)):
-        if not root.is_dir():
-            raise UserError(f"{root}: no such corpus folder")
-        files = sorted(p for p in root.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
-        if not files:
-            raise UserError(f"{root}: no audio file below it ({', '.join(sorted(AUDIO_SUFFIXES))})")
-        # equal folder names below two roots are different persons
-        prefix = f"{number}-{root.resolve().name}/" if len(roots) > 1 else ""
-        utterances, bad = _index_files(root, files, prefix)
-        found += utterances
-        unusable += bad
-    utterances, repeated = _unique(found)
+    for number, root in enumerate(roots):
+        listing = _list_root(str(root), kind, layouts, f"{number}-" if len(roots) > 1 else "")
+        found += listing.found
+        unusable += listing.unusable
+    checks = scan_files([file.path for file in found], check, cache, processes)
+    utterances = []
+    for file, checked in zip(found, checks, strict=True):
+        cause = checked.cause or _unfit(file, checked, kind)
+        if cause:
+            unusable.append((file.path, cause))
+        else:
+            utterances.append(_utterance(file, checked))
+    utterances, repeated = _unique(utterances)
     unusable += repeated
     if not utterances:
         cause = f"; the first: {unusable[0][0]}: {unusable[0][1]}" if unusable else ""
@@ -96,11 +143,65 @@ def index_corpus(roots: Sequence[Path | str]) -> Corpus:
     return Corpus(tuple(utterances), tuple(sorted(unusable)), corpus_fingerprint(utterances))
 
 
+def _list_root(root: str, kind: str, layouts: Mapping[str, Layout], number: str) -> Listing:
+    """What the layout of one root finds; ids that are not the corpus' own get a prefix if there is a `number`."""
+    forced, colon, path = root.partition(":")
+    known = [*layouts, MANIFEST] if kind == "speech" else list(layouts)
+    forced, folder = (forced, Path(path)) if colon and forced in known else ("", Path(root))
+    is_table = forced == MANIFEST or (kind == "speech" and not forced and folder.suffix.lower() == ".csv")
+    if is_table and folder.is_file():
+        name, listing, own_ids = MANIFEST, manifest(folder), False
+    elif is_table or not folder.is_dir():
+        raise UserError(f"{folder}: no such {'manifest' if is_table else 'corpus folder'}")
+    else:
+        tree = Tree.of(folder)
+        if not tree.audio:
+            raise UserError(f"{folder}: no audio file below it ({', '.join(sorted(AUDIO_SUFFIXES))})")
+        name = forced or next(name for name, layout in layouts.items() if layout.recognises(tree))
+        listing, own_ids = layouts[name].index(tree), layouts[name].own_ids
+    if not listing.found and not listing.unusable:
+        raise UserError(f"{folder}: no {kind} in it (as a corpus of the {name} layout)")
+    print(f"{folder}: {name} layout, {len(listing.found)} files")
+    if number and not own_ids:
+        prefix = f"{number}{folder.resolve().name}/"
+        named = {"speech": lambda speaker: prefix + speaker}.get(kind, str)
+        listing.found = [f._replace(id=prefix + f.id, speaker=named(f.speaker)) for f in listing.found]
+    return listing
+
+
+def _unfit(file: Found, checked: FileCheck, kind: str) -> str:
+    """Why a sound file is of no use as this kind; empty if it is."""
+    seconds = checked.frames / checked.rate
+    if seconds < MIN_SECONDS[kind]:
+        return f"too short: {seconds:.{2 if kind == 'speech' else 3}f} s"
+    # a room response may be faint throughout: its level means nothing
+    if checked.active == () and (kind != "rir" or checked.peak == 0):
+        return "silent"
+    if file.seconds is not None and seconds > 1.05 * file.seconds + 1:
+        return f"not cut: {seconds:.1f} s, its table says {file.seconds:.1f} s"
+    return ""
+
+
+def _utterance(file: Found, checked: FileCheck) -> Utterance:
+    return Utterance(
+        file.id,
+        file.speaker,
+        file.path,
+        checked.frames,
+        checked.rate,
+        file.text,
+        file.subset,
+        file.sex,
+        checked.digest,
+        checked.active,
+    )
+
+
 def corpus_fingerprint(utterances: Iterable[Utterance]) -> str:
-    """Names the content as far as recipes depend on it: id, speaker, length and rate; not where it lies."""
+    """Names the content as far as examples depend on it, by 16 hexadecimal digits; not where it lies."""
     digest = hashlib.sha256()
     for u in utterances:
-        digest.update(f"{u.id}\t{u.speaker}\t{u.frames}\t{u.rate}\n".encode())
+        digest.update(f"{u.id}\t{u.speaker}\t{u.frames}\t{u.rate}\t{u.digest}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -112,51 +213,6 @@ def _unique(found: list[Utterance]) -> tuple[list[Utterance], list[tuple[str, st
         if first is not utterance:
             repeated.append((utterance.path, f"repeated id: {utterance.id} is also {first.path}"))
     return sorted(kept.values(), key=lambda u: u.id), repeated
-
-
-def _index_files(root: Path, files: list[Path], prefix: str) -> tuple[list[Utterance], list[tuple[str, str]]]:
-    librispeech = [LIBRISPEECH_NAME.match(path.stem) for path in files]
-    is_librispeech = sum(m is not None for m in librispeech) > len(files) / 2
-    texts = _librispeech_texts(root) if is_librispeech else {}
-    utterances, bad = [], []
-    with ThreadPoolExecutor(8) as pool:
-        infos = pool.map(_info_or_cause, files)
-        progress = tqdm(zip(files, librispeech, infos, strict=True), "index", len(files), unit="file")
-        for path, match, info in progress:
-            if isinstance(info, str):
-                bad.append((str(path), info))
-                continue
-            if is_librispeech and match is None:
-                bad.append((str(path), "not a LibriSpeech name"))
-                continue
-            relative = path.relative_to(root)
-            if not is_librispeech and len(relative.parts) < 2:
-                bad.append((str(path), "no speaker folder"))
-                continue
-            speaker = match[1] if is_librispeech and match else prefix + relative.parts[0]
-            name = path.stem if is_librispeech else prefix + relative.with_suffix("").as_posix()
-            frames, rate = info
-            utterances.append(Utterance(name, speaker, str(path), frames, rate, texts.get(name)))
-    return utterances, bad
-
-
-def _info_or_cause(path: Path) -> tuple[int, int] | str:
-    try:
-        info = audio_info(path)
-    except UserError as error:
-        return f"unreadable: {str(error).removeprefix(f'{path}: ')}"
-    if info.seconds < MIN_SECONDS:
-        return f"too short: {info.seconds:.2f} s"
-    return info.frames, info.rate
-
-
-def _librispeech_texts(root: Path) -> dict[str, str]:
-    texts = {}
-    for path in root.rglob("*.trans.txt"):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            name, _, text = line.partition(" ")
-            texts[name] = text
-    return texts
 
 
 def split_speakers(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import soundfile
 import torch
 
 from config.load import run_script
+from datasets import scan
 
 torch.set_num_threads(1)  # bit for bit the same, however busy the machine is
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -40,6 +41,14 @@ def write_librispeech(root: Path, speakers: int, utterances: int, seconds: float
             lines.append(f"{name} WORDS OF {name}\n")
         (folder / f"{100 + speaker}-7.trans.txt").write_text("".join(lines))
     return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _index_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Findings of the tests' own files stay out of the user's index."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan, "DEFAULT_CACHE", tmp_path_factory.mktemp("index") / "index.sqlite")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -200,8 +200,8 @@ class Examined(NamedTuple):
     """What was found by decoding a file, wholly or its end only.
 
     `frames` samples a channel were decoded (or, looking at the end only, are credible) of `promised` (0: the
-    header does not say); `broken`: the decoder gave up before the end. `active`: stretches [start, stop) in
-    samples that are not silence; None where not all was looked at or `not_finite` samples are NaN or infinite.
+    header does not say); `broken`: the decoder gave up before the end; `not_finite`: samples NaN or infinite.
+    `active`: stretches [start, stop) in samples that are not silence, None where not all could be looked at.
     """
 
     rate: int
@@ -310,7 +310,7 @@ def _examine_end(file: soundfile.SoundFile, promised: int) -> Examined:
 
 
 def _stretches(active: np.ndarray, rate: int, frames: int) -> tuple[tuple[int, int], ...]:
-    """Runs of active 20 ms frames [T] in samples: short gaps closed, then clicks left out if more is there."""
+    """Runs of active 20 ms frames [T] in samples: short gaps closed, then clicks left out if more is left."""
     size = _frame_size(rate)
     padded = np.concatenate([[False], active, [False]])
     edges = np.flatnonzero(padded[1:] != padded[:-1]).reshape(-1, 2)  # [runs, 2]

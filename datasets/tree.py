@@ -1,0 +1,155 @@
+"""What lies below a corpus' folder, and the words in which layouts say what they found there."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.audio import AUDIO_SUFFIXES
+from utils.errors import UserError
+
+
+class Found(NamedTuple):
+    """A file as a layout names it, not yet opened; `seconds`: the longest it may be, if a table says so."""
+
+    path: str
+    id: str
+    speaker: str
+    text: str | None = None
+    subset: str = ""
+    sex: str = ""
+    seconds: float | None = None
+
+
+@dataclass
+class Listing:
+    """What a layout found below one root, and (path, cause) of what it cannot place."""
+
+    found: list[Found] = field(default_factory=list)
+    unusable: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The files below `root` (relative, sorted): audio and all others."""
+
+    root: Path
+    audio: tuple[str, ...]
+    other: tuple[str, ...]
+
+    @classmethod
+    def of(cls, root: Path) -> Tree:
+        files = sorted(walk_files(root))
+        return cls(root, tuple(filter(is_audio, files)), tuple(f for f in files if not is_audio(f)))
+
+    def path(self, relative: str) -> str:
+        return os.path.join(self.root, relative)
+
+    def tables(self, *names: str) -> list[Path]:
+        """Files of these names (whatever their case) below the root or right above it."""
+        inside = [Path(self.path(file)) for file in self.other if file.rpartition("/")[2].lower() in names]
+        above = self.root.resolve().parent
+        beside = [above / name for name in sorted(os.listdir(above)) if name.lower() in names]
+        return inside + [path for path in beside if path.is_file()]
+
+    def share(self, fits: Callable[[str], object]) -> float:
+        """The share of audio files that fit."""
+        return sum(bool(fits(path)) for path in self.audio) / max(1, len(self.audio))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a corpus lies on disk. `own_ids`: its ids and speakers are its own wherever it lies."""
+
+    recognises: Callable[[Tree], bool]
+    index: Callable[[Tree], Listing]
+    own_ids: bool = False
+
+
+def stem(path: str) -> str:
+    return os.path.splitext(path.rpartition("/")[2])[0]
+
+
+def walk_files(root: Path | str) -> Iterator[str]:
+    """Paths of all files below `root` relative to it, with `/`; hidden ones and `__MACOSX` are no data.
+
+    Follows links to folders, but not in a circle; a dead link counts as a file if its name is one of audio, so
+    that it is reported. Raises UserError for a folder that cannot be read.
+    """
+    top = os.stat(root)
+    stack = [("", frozenset({(top.st_dev, top.st_ino)}))]
+    while stack:
+        below, above = stack.pop()
+        try:
+            entries = list(os.scandir(os.path.join(root, below)))
+        except OSError as error:
+            raise UserError(f"{Path(root) / below}: cannot be read ({error.strerror})") from error
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            path = below + entry.name
+            if entry.is_dir():
+                found = entry.stat()
+                folder = (found.st_dev, found.st_ino)
+                if folder not in above:
+                    stack.append((path + "/", above | {folder}))
+            elif entry.is_file() or (entry.is_symlink() and is_audio(path)):
+                yield path
+
+
+def is_audio(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in AUDIO_SUFFIXES
+
+
+def read_text(path: Path | str) -> str:
+    """A transcript or a table, with a replacement character for what is no UTF-8. Raises UserError."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig", errors="replace")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def read_columns(path: Path | str) -> tuple[list[str], str]:
+    """The columns that the first line of a table names, in lower case, and what parts them."""
+    first = next(iter(read_text(path).splitlines()), "")
+    delimiter = max(",;\t", key=first.count)
+    return [name.strip(' "').lower() for name in first.split(delimiter)], delimiter
+
+
+def read_table(path: Path | str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Columns (lower case) and rows (number of their last line, column -> stripped text) of a table.
+
+    Its first line names the columns; commas, semicolons or tabs part them. Raises UserError.
+    """
+    columns, delimiter = read_columns(path)
+    reader = csv.reader(read_text(path).splitlines(keepends=True), delimiter=delimiter)
+    try:
+        next(reader, None)
+        rows = [
+            (reader.line_num, dict(zip(columns, map(str.strip, cells), strict=False)))
+            for cells in reader
+            if any(map(str.strip, cells))
+        ]
+    except csv.Error as error:
+        raise UserError(f"{path}: not a table of comma-separated values ({error})") from error
+    return columns, rows
+
+
+def sex_of(word: str) -> str:
+    """F, M or nothing, out of `f`, `Female`, `M` ..."""
+    return {"f": "F", "female": "F", "m": "M", "male": "M"}.get(word.strip().lower(), "")
+
+
+def read_sexes(tables: Sequence[Path], columns: Callable[[str], Sequence[str]]) -> dict[str, str]:
+    """Speaker -> sex out of lines that `columns` cuts into (speaker, sex); headers and notes say no sex."""
+    sexes = {}
+    for table in tables:
+        for line in read_text(table).splitlines():
+            cells = [cell.strip() for cell in columns(line)]
+            if len(cells) >= 2 and sex_of(cells[1]):
+                sexes[cells[0]] = sex_of(cells[1])
+    return sexes
