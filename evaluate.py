@@ -1,21 +1,30 @@
-"""Scores checkpoints on a whole split of a store: a table per utterance, and its summary.
+"""Scores checkpoints on a split of a store, a tuple list or a recipe list: a table per utterance, a summary.
 
 python evaluate.py chkpt/NAME/best.pt --data data/store -o results
+python evaluate.py chkpt/NAME/best.pt --tuples librispeech_dev_tuples.csv -d LibriSpeech -o results
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from config.load import argument_parser, differences, parse_arguments, run_script
+from config.load import argument_parser, parse_arguments, run_script
+from config.schema import Data
+from datasets.corpus import Utterance
+from datasets.lists import listed_recipes, tuple_recipes
+from datasets.live import RenderedSplit
 from datasets.mixture import read_clip
-from datasets.store import SPLITS, Store, StoredSplit
+from datasets.plan import SOUNDS, index_recordings
+from datasets.recipe import Clip, Recipe
+from datasets.store import SPLITS, WAVEFORMS, Store, StoredSplit
 from model.features import reference_embeddings
 from model.scoring import METRICS, Scores, score_estimates, score_mixtures, summarize
 from model.separator import Separator
@@ -27,42 +36,117 @@ from utils.files import fingerprint, read_json, sha256_of, write_csv, write_json
 from utils.metrics import SILENCE_DB
 
 
+@dataclass(frozen=True)
+class TestSet:
+    """What is scored: the examples, who may be asked for, and how they came about.
+
+    `source` is the store or list; `cache` the folder of the references' embeddings.
+    """
+
+    source: str
+    name: str
+    split: StoredSplit | RenderedSplit
+    utterances: Mapping[str, Utterance]
+    rate: int
+    protocol: str
+    cache: Path
+
+    @property
+    def recipes(self) -> Sequence[Recipe]:
+        return self.split.recipes
+
+    def speaker(self, clip: Clip) -> str:
+        return self.utterances[clip.utterance].speaker
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argument_parser(__doc__ or "", config_help=None)
-    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT")
-    parser.add_argument("--data", required=True, metavar="STORE", help="store made by generator.py")
-    parser.add_argument("--split", default="test", choices=[s for s in SPLITS if s != "train"])
-    parser.add_argument("-o", "--out", default="results", help="folder for the tables")
-    parser.add_argument(
-        "--save_audio",
-        action="append",
-        default=[],
-        metavar="WHICH",
-        help="write the audio of an example: its index, or the best, median or worst improved",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:N]")
-    options = parse_arguments(parser, arguments)
-    store = Store(options.data)
-    split = store.split(options.split)
+    options = parse_arguments(_parser(), arguments)
+    if sum(map(bool, (options.data, options.tuples, options.recipes))) != 1:
+        raise UserError("name what is scored: one of --data STORE, --tuples CSV and --recipes JSONL")
     device = choose_device(options.device)
-    folders = [
-        Path(options.out) / result_name(checkpoint, options.split) for checkpoint in options.checkpoints
-    ]
-    if len(set(folders)) < len(folders):
+    stored = of_store(Store(options.data), options.split) if options.data else None
+    contents = {path: load_checkpoint(path) for path in options.checkpoints}
+    separators = {
+        path: Separator.from_content(content, path).eval().to(device) for path, content in contents.items()
+    }
+    rates = {separator.sample_rate for separator in separators.values()}
+    if len(rates) > 1:
+        raise UserError(
+            f"the checkpoints work at different rates ({sorted(rates)} Hz): score them one by one"
+        )
+    data = stored or of_list(options, rates.pop())
+    folders = [Path(options.out) / result_name(path, data.name) for path in separators]
+    if len(set(folders)) < len(options.checkpoints):
         raise UserError(
             "two of the checkpoints would share a folder of results: score them with different -o"
         )
-    for checkpoint, folder in zip(options.checkpoints, folders, strict=True):
-        content = load_checkpoint(checkpoint)
-        separator = Separator.from_content(content, checkpoint).eval().to(device)
-        heard = content.get("training_speakers")
-        summary = evaluate(separator, checkpoint, heard, store, split, folder)
+    for (path, separator), folder in zip(separators.items(), folders, strict=True):
+        summary = evaluate(separator, path, contents[path].get("training_speakers"), data, folder)
         print(markdown(summary))
         print(f"{folder}/per_utterance.csv\n{folder}/summary.json")
         for which in options.save_audio:
             row = find_example(folder / "per_utterance.csv", which)
-            print(save_audio(separator, store, split, folder, which, row))
+            print(save_audio(separator, data, folder, which, row))
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argument_parser(__doc__ or "", config_help=None)
+    add = parser.add_argument
+    add("checkpoints", nargs="+", metavar="CHECKPOINT")
+    add("--data", metavar="STORE", help="store made by generator.py")
+    add("--split", default="test", choices=[s for s in SPLITS if s != "train"], help="of the store")
+    add("--tuples", metavar="CSV", help="instead of a store: a tuple list in the official format, with -d")
+    add("--recipes", metavar="JSONL", help="instead of a store: a list of recipes, with -d")
+    add("-d", "--corpus", action="append", default=[], metavar="DIR", help="corpus of the list")
+    for kind in SOUNDS:
+        add(f"--{kind}", action="append", default=[], metavar="DIR", help=f"folder of {kind} in the list")
+    add("--protocol", default="padded", choices=["padded", "crop"], help="of the tuples: whole, or 3 s each")
+    add("-o", "--out", default="results", help="folder for the tables")
+    add("--save_audio", action="append", default=[], metavar="WHICH",
+        help="write the audio of an example: its index, or the best, median or worst improved")  # fmt: skip
+    add("--device", default="auto", help="auto, cpu or cuda[:N]")
+    return parser
+
+
+def of_store(store: Store, name: str) -> TestSet:
+    data, rate = store.settings["data"], store.settings["audio"]["sample_rate"]
+    listed = store.settings["lists"].get(name, "")
+    protocol = "list of recipes" if listed.startswith("recipes") else describe_protocol(data)
+    split = store.split(name)
+    return TestSet(str(store.folder), name, split, store.utterances, rate, protocol, store.folder)
+
+
+def of_list(options: argparse.Namespace, rate: int) -> TestSet:
+    """A tuple or recipe list, rendered while it is scored; rows without audio are listed in missing.csv."""
+    if not options.corpus:
+        raise UserError("the audio of the list: name its corpus with -d")
+    path, out = Path(options.tuples or options.recipes), Path(options.out)
+    folders = {kind: getattr(options, kind) for kind in SOUNDS}
+    data = Data(corpus=options.corpus, protocol=options.protocol, **folders)
+    recordings = index_recordings(data)
+    utterances = recordings.by_id
+    if options.tuples:
+        listed = tuple_recipes(path, "test", utterances, data, recordings.fingerprint)
+    else:
+        listed = listed_recipes(path, utterances)
+    print(listed.describe(path))
+    if listed.missing:
+        write_csv(out / "missing.csv", ("row", "utterances", "cause"), listed.missing)
+        print(f"{out / 'missing.csv'}: the {len(listed.missing)} rows that were left out")
+    if not listed.recipes:
+        raise UserError(f"{path}: none of its {len(listed.missing)} rows can be rendered, see missing.csv")
+    protocol = describe_protocol(data.model_dump()) if options.tuples else "list of recipes"
+    rows = len(listed.recipes) + len(listed.missing)
+    protocol += f", {len(listed.recipes)} of {rows} rows" if listed.missing else ""
+    split = RenderedSplit(listed.recipes, utterances, rate)
+    return TestSet(str(path), path.stem, split, utterances, rate, protocol, out)
+
+
+def describe_protocol(data: Mapping[str, Any]) -> str:
+    if data["protocol"] == "padded":
+        return "protocol padded, whole utterances"
+    return f"protocol crop {data['seconds']:g} s"
 
 
 def result_name(checkpoint: str, split: str) -> str:
@@ -72,26 +156,19 @@ def result_name(checkpoint: str, split: str) -> str:
 
 
 def evaluate(
-    separator: Separator,
-    checkpoint: str,
-    heard: list[str] | None,
-    store: Store,
-    split: StoredSplit,
-    folder: Path,
+    separator: Separator, checkpoint: str, heard: list[str] | None, data: TestSet, folder: Path
 ) -> dict[str, Any]:
     """Writes the tables of one checkpoint into `folder`, or reads them if nothing has changed since.
 
     `heard`: the speakers it was trained on, if the checkpoint says so.
     """
-    changes = differences(store.settings["audio"], separator.config.audio.model_dump())
-    if "sample_rate" in {line.split(":")[0] for line in changes}:
+    if data.rate != separator.sample_rate:
         raise UserError(
-            f"{checkpoint}: works at {separator.sample_rate} Hz, the store holds other audio ({changes[0]})"
+            f"{checkpoint}: works at {separator.sample_rate} Hz, {data.source} holds {data.rate} Hz audio"
         )
-    name = split.folder.name
     identity = {
         "checkpoint_sha256": sha256_of(checkpoint),
-        "data_fingerprint": store.report["fingerprints"][name],
+        "data_fingerprint": data.split.fingerprint,
         "metrics": sorted(METRICS),
     }
     path = folder / "summary.json"
@@ -99,38 +176,47 @@ def evaluate(
         summary = read_json(path)
         if summary.get("identity") == fingerprint(identity):
             return summary
-    embeddings = reference_embeddings(store, split, separator.embedder)
-    before, after = score_mixtures(split), score_estimates(separator, split, embeddings)
-    speakers = store.target_speakers(split)
+    references = [recipe.reference for recipe in data.recipes]
+    embeddings = reference_embeddings(data.cache, data.utterances, references, separator.embedder)
+    before, after = score_mixtures(data.split), score_estimates(separator, data.split, embeddings)
+    speakers = [data.speaker(clip) for clip in references]
+    same = {
+        data.speaker(r.reference)
+        for r in data.recipes
+        if r.target and r.target.clips[0].utterance == r.reference.utterance
+    }
     summary = {
-        **summarize(before, after, speakers),
+        **summarize(before, after, speakers, [recipe.role for recipe in data.recipes]),
         **identity,
         "identity": fingerprint(identity),
         "checkpoint": checkpoint,
-        "split": name,
-        "protocol": store.settings["data"]["protocol"],
-        "seconds": store.settings["data"]["seconds"],
+        "data": data.source,
+        "split": data.name,
+        "protocol": data.protocol,
         "speakers": len(set(speakers)),
         "heard_speakers": None if heard is None else len(set(heard) & set(speakers)),
-        "same_utterance_speakers": store.report["same_utterance_speakers"][name],
+        "same_utterance_speakers": len(same),
     }
     # the JSON last: where it stands, the tables beside it are complete and its own
     path.unlink(missing_ok=True)
-    write_table(folder / "per_utterance.csv", store, split, before, after)
+    write_table(folder / "per_utterance.csv", data, before, after)
     write_text(folder / "summary.md", markdown(summary) + "\n")
     write_json(path, summary)
     return summary
 
 
-def write_table(path: Path, store: Store, split: StoredSplit, before: Scores, after: Scores) -> None:
-    header = ["index", "target", "interference", "reference", "target_speaker", "interference_speaker"]
-    header += [f"{name}_{when}" for name in METRICS for when in ("before", "after")]
+def write_table(path: Path, data: TestSet, before: Scores, after: Scores) -> None:
+    """One row an example: its ids, kind and speakers, and every score before and after."""
+    header = ["index", "kind", "target", "interference", "reference", "asked_speaker", "other_speakers"]
+    header += [f"{name}_{when}" for name in (*METRICS, "level") for when in ("before", "after")]
     rows = []
-    for row, recipe in enumerate(split.recipes):
-        clips = (recipe.target, recipe.interference, recipe.reference)
-        ids: list[Any] = [recipe.index, *(clip.utterance for clip in clips)]
-        ids += [store.utterances[clip.utterance].speaker for clip in clips[:2]]
-        scores = [f"{values[name][row]:.4f}" for name in METRICS for values in (before, after)]
+    for row, recipe in enumerate(data.recipes):
+        target = recipe.target.clips[0].utterance if recipe.target else ""
+        others = [clip for source in recipe.interference for clip in source.clips]
+        ids: list[Any] = [recipe.index, recipe.kind, target, " ".join(clip.utterance for clip in others)]
+        ids += [recipe.reference.utterance, data.speaker(recipe.reference)]
+        ids.append(" ".join(data.speaker(clip) for clip in others))
+        scores = [f"{values[name][row]:.4f}" for name in (*METRICS, "level") for values in (before, after)]
         rows.append(ids + scores)
     write_csv(path, header, rows)
 
@@ -140,9 +226,8 @@ def markdown(summary: dict[str, Any]) -> str:
     heard = summary["heard_speakers"]
     known = {None: "", 0: " never heard in training"}.get(heard, f", {heard} of them HEARD IN TRAINING")
     title = f"{summary['n']} mixtures of {summary['speakers']} speakers{known}"
-    protocol = f"{summary['split']}, protocol {summary['protocol']} {summary['seconds']:g} s"
     lines = [
-        f"{summary['checkpoint']}: {title} ({protocol})",
+        f"{summary['checkpoint']}: {title} ({summary['split']}, {summary['protocol']})",
         "",
         "| dB | before mean | before median | after mean | after median | improvement mean [95 %] | median |",
         "|---|---|---|---|---|---|---|",
@@ -164,6 +249,15 @@ def markdown(summary: dict[str, Any]) -> str:
     lines[-1] += f" The interval is taken over {summary['speakers']} speakers."
     if summary["silent"]:
         lines.append(f"{summary['silent']} have a silent target or estimate, scored {SILENCE_DB:g} dB.")
+    if summary["alone_n"]:
+        lines.append(
+            f"{summary['alone_n']} examples hold the asked voice alone: SI-SDR {summary['alone_si_sdr_mean']:.2f} dB."
+        )
+    if summary["absent_n"]:
+        lines.append(
+            f"In {summary['absent_n']} the asked voice is absent: the output is "
+            f"{summary['absent_level_mean']:+.1f} dB against the mixture (lower is better)."
+        )
     if summary["same_utterance_speakers"]:
         lines.append(
             f"{summary['same_utterance_speakers']} of these speakers have one utterance: their reference "
@@ -186,13 +280,11 @@ def find_example(table: Path, which: str) -> int:
 
 
 @torch.inference_mode()
-def save_audio(
-    separator: Separator, store: Store, split: StoredSplit, folder: Path, which: str, row: int
-) -> Path:
+def save_audio(separator: Separator, data: TestSet, folder: Path, which: str, row: int) -> Path:
     """Writes mixture, target, reference and estimate of example `row` as WAV files below `folder`."""
-    rate, recipe = separator.sample_rate, split.recipes[row]
-    mixture, target = (split.read(field, [row])[0] for field in ("mixture_wave", "target_wave"))
-    reference = read_clip(recipe.reference, store.utterances[recipe.reference.utterance], rate)
+    rate, clip = separator.sample_rate, data.recipes[row].reference
+    mixture, target = (data.split.read_float(field, [row])[0] for field in WAVEFORMS)
+    reference = read_clip(clip, data.utterances[clip.utterance], rate)
     example: dict[str, np.ndarray] = {
         "mixture": mixture,
         "target": target,

@@ -14,14 +14,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from config.load import argument_parser, differences, load_config, parse_arguments, run_script
-from config.schema import Config, Data, Train
+from config.schema import Config, Train
+from config.schema import Store as StoreOptions
 from datasets.dataset import Batch, ShuffledBatches, StoredExamples, training_batches
-from datasets.store import Store
-from model.features import reference_embeddings
+from datasets.live import FreshBatches, LiveExamples
+from datasets.plan import SOUNDS, data_of, drawer_of
+from datasets.recipe import Clip
+from datasets.store import WAVEFORMS, Store, StoredSplit
+from model.features import reference_embeddings, spectra
 from model.foreign import load_embedder
 from model.losses import criteria
 from model.scoring import Scores, score_estimates, score_mixtures, summarize
@@ -60,16 +65,21 @@ class Run:
             raise UserError(f"-m {name!r}: expected a name without folders")
         self.device = device
         self.folder, self.logs = base / "chkpt" / name, base / "logs" / name
-        self.store = Store(config.data.store)
+        self.store = Store(config.store.folder)
         _check_front_end(config, self.store)
         self.config = config = _with_settings_of(self.store, config)
-        self.speakers = set(self.store.report["speakers"]["train"])
+        self.speakers = set(self.store.report["splits"]["train"]["speakers"])
         torch.manual_seed(config.train.seed)
         self.separator = Separator(config, load_embedder(config.embedder)).to(device)
         self.network = self.separator.network
         self.optimizer = _optimizer(self.network, config.train)
         self.weights = config.loss.model_dump(exclude={"relative"})
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
+        self.examples = (
+            f"live {self.store.settings['corpus']}"
+            if self.store.live
+            else self.store.split("train").fingerprint
+        )
         self.mixtures: Scores | None = None
         self.stop_signal = 0
 
@@ -98,7 +108,7 @@ class Run:
                 f"{last}: no checkpoint that a training can go on from; remove it, or use another -m"
             )
         changes = differences(content["config"], self.config.model_dump())
-        if content["training"]["store"] != self.store.report["fingerprints"]["train"]:
+        if content["training"]["store"] != self.examples:
             changes.append(f"the store {self.store.folder} holds other examples")
         if changes and not allow_changes:
             raise UserError(
@@ -130,7 +140,7 @@ class Run:
                 "best": self.best,
                 "optimizer": self.optimizer.state_dict(),
                 "random": torch.get_rng_state(),
-                "store": self.store.report["fingerprints"]["train"],
+                "store": self.examples,
             }
         save_checkpoint(self.folder / name, content)
 
@@ -149,6 +159,10 @@ class Run:
             print(f"{self.folder}: finished at step {self.step}; best validation SDR {self.best:.2f} dB")
             return 0
         train = self.config.train
+        if not any(recipe.role == "mixture" for recipe in self.store.split("validation").recipes):
+            raise UserError(
+                f"{self.store.folder}: its validation split holds no mixture that could be scored"
+            )
         log = RunLogger(self.logs, self.step)
         batches = self._batches()
         parameters = sum(p.numel() for p in self.network.parameters())
@@ -180,6 +194,10 @@ class Run:
         """One update of the network from one batch; returns the criteria and the gradient's norm."""
         self.network.train()
         batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        if "mixture" not in batch:  # waveforms
+            with torch.no_grad():
+                mixture, target = (batch[name] for name in WAVEFORMS)
+                batch |= spectra(self.separator.spectral, mixture, target, self.needs_cosine)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config.train, self.step, self.progress)
         embedding = blur(batch["embedding"], self.config.train.embedding_noise)
@@ -211,9 +229,10 @@ class Run:
         split = self.store.split("validation")
         if self.mixtures is None:
             self.mixtures = score_mixtures(split)
-        embeddings = reference_embeddings(self.store, split, self.separator.embedder)
+        embeddings = self._embed([recipe.reference for recipe in split.recipes])
         scores = score_estimates(self.separator, split, embeddings)
-        summary = summarize(self.mixtures, scores, self.store.target_speakers(split))
+        roles = [recipe.role for recipe in split.recipes]
+        summary = summarize(self.mixtures, scores, self.store.asked_speakers(split), roles)
         log.scalars(self.step, summary, "validation")
         score = summary["sdr_after_mean"]
         bar.write(
@@ -227,23 +246,38 @@ class Run:
 
     # -------------------------------------------------------- parts
 
+    @property
+    def needs_cosine(self) -> bool:
+        return bool(self.config.loss.power_law_complex or self.config.loss.si_sdr)
+
     def _batches(self) -> Iterator[Batch]:
-        train = self.config.train
+        train, pin = self.config.train, self.device.type == "cuda"
+        if self.store.live:
+            drawer = drawer_of(self.store, "train")
+            clips = drawer.references()
+            rate = self.config.audio.sample_rate
+            live = LiveExamples(drawer, self.store.utterances, rate, clips, self._embed(clips))
+            return training_batches(live, FreshBatches(train.batch_size, self.step), train.workers, pin)
         split = self.store.split("train")
         if len(split) < train.batch_size:
             raise UserError(f"train.batch_size {train.batch_size}: the store has only {len(split)} examples")
-        fields = ["mixture", "target"]
-        if self.config.loss.power_law_complex or self.config.loss.si_sdr:
-            if "cosine" not in split.fields:
-                raise UserError(
-                    f"{split.folder}: loss.si_sdr and loss.power_law_complex need data.cosine=true"
-                )
-            fields.append("cosine")
-        embeddings = reference_embeddings(self.store, split, self.separator.embedder)
+        embeddings = self._embed([recipe.reference for recipe in split.recipes])
+        examples = StoredExamples(split, self._fields(split), embeddings)
         sampler = ShuffledBatches(len(split), train.batch_size, train.seed, start=self.step)
-        return training_batches(
-            StoredExamples(split, fields, embeddings), sampler, train.workers, self.device.type == "cuda"
-        )
+        return training_batches(examples, sampler, train.workers, pin)
+
+    def _fields(self, split: StoredSplit) -> list[str]:
+        if self.store.settings["store"]["kind"] == "wave":
+            return list(WAVEFORMS)
+        if self.needs_cosine and "cosine" not in split.fields:
+            raise UserError(
+                f"{split.folder}: loss.si_sdr and loss.power_law_complex need store.cosine=true or store.kind=wave"
+            )
+        return ["mixture", "target", *(["cosine"] if self.needs_cosine else [])]
+
+    def _embed(self, clips: Sequence[Clip]) -> np.ndarray:
+        embedder = self.separator.embedder
+        return reference_embeddings(self.store.folder, self.store.utterances, clips, embedder)
 
     def _log_step(self, log: RunLogger, bar: tqdm[Any], values: dict[str, float]) -> None:
         bar.set_postfix(loss=f"{values['loss']:.4f}", best=f"{self.best:.2f} dB", done=f"{self.progress:.0%}")
@@ -287,13 +321,16 @@ def _optimizer(network: torch.nn.Module, train: Train) -> torch.optim.Optimizer:
 
 
 def _with_settings_of(store: Store, config: Config) -> Config:
-    """The data section as the store has it: what was rendered is rendered, whatever the YAML now says."""
-    own = config.data.model_dump()
-    data = Data(**{**own, **store.settings["data"]})
-    changes = differences(own, data.model_dump())
-    if changes:
+    """The data and store sections as the store has them: what was rendered is rendered, whatever the YAML says."""
+    data = data_of(store)
+    kept = StoreOptions(folder=config.store.folder, **store.settings["store"])
+    own, there = (
+        {"data": d.model_dump(exclude={"corpus", *SOUNDS}), "store": s.model_dump()}
+        for d, s in ((config.data, config.store), (data, kept))
+    )
+    if changes := differences(own, there):
         print(f"NOTE: {store.folder} was made with other data settings, which hold: {'; '.join(changes)}")
-    return config.model_copy(update={"data": data})
+    return config.model_copy(update={"data": data, "store": kept})
 
 
 def _check_front_end(config: Config, store: Store) -> None:

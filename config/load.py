@@ -19,6 +19,8 @@ from config.schema import Config
 from utils.errors import UserError
 
 CONFIG_FOLDER = Path(__file__).parent
+CHOICES = {name for name, field in Config.model_fields.items() if field.discriminator}
+"""Sections whose `kind` decides which options they have."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -87,8 +89,8 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        other_kind = isinstance(value, dict) and isinstance(old, dict) and value.get("kind", old.get("kind"))
-        if isinstance(value, dict) and isinstance(old, dict) and other_kind == old.get("kind"):
+        both = isinstance(value, dict) and isinstance(old, dict)
+        if both and (key not in CHOICES or value.get("kind", old.get("kind")) == old.get("kind")):
             merged[key] = _merge(old, value)
         else:
             merged[key] = value
@@ -162,7 +164,8 @@ def _all_models(model: type[BaseModel]) -> list[type[BaseModel]]:
 
 def _kind_names(model: type[BaseModel]) -> tuple[str, ...]:
     field = model.model_fields.get("kind")
-    return get_args(field.annotation) if field else ()
+    names = get_args(field.annotation) if field else ()
+    return names if len(names) == 1 else ()  # more than one: an option like any other
 
 
 def _fields_at(parts: Sequence[str], kind: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Stored examples as batches: the dataset, and a sampler that can start anywhere."""
+"""Stored examples as batches: the dataset, a sampler that can start anywhere, and the loader."""
 
 from __future__ import annotations
 
@@ -25,15 +25,9 @@ class StoredExamples(Dataset[Batch]):
 
     def __getitem__(self, rows: Sequence[int]) -> Batch:
         """Rows -> float32 tensors [B, ...] by field name, and `embedding` [B, D]."""
-        batch = {name: _to_float(self.split.read(name, rows)) for name in self.fields}
+        batch = {name: torch.from_numpy(self.split.read_float(name, rows)) for name in self.fields}
         batch["embedding"] = torch.from_numpy(self.embeddings[list(rows)])
         return batch
-
-
-def _to_float(values: np.ndarray) -> Tensor:
-    """The cosine is stored as a signed byte, 127 steps to one; everything else as it is."""
-    tensor = torch.from_numpy(values).float()
-    return tensor / 127 if values.dtype == np.int8 else tensor
 
 
 class ShuffledBatches(Sampler[list[int]]):
@@ -63,7 +57,7 @@ class ShuffledBatches(Sampler[list[int]]):
 
 
 def training_batches(
-    examples: StoredExamples, sampler: ShuffledBatches, workers: int, pin: bool
+    examples: Dataset[Batch], sampler: Sampler[list[int]], workers: int, pin: bool
 ) -> Iterator[Batch]:
     """Batches in the sampler's order; `workers` 0 reads them in this process."""
     # a generator of its own: a loader draws a seed when it starts, which a resumed run would draw twice

@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from config.schema import Audio
-from datasets.mixture import Clip, Example, read_clip
-from datasets.store import Store, StoredSplit
+from config.schema import Store as StoreOptions
+from datasets.corpus import Utterance
+from datasets.mixture import Example, read_clip
+from datasets.recipe import Clip
 from model.dvector import DVector
 from model.spectral import Spectral
 from utils.audio import active_seconds
 from utils.errors import UserError
 from utils.files import atomic_file, fingerprint
+
+SAVE_EVERY = 4096
+"""References that are embedded between two savings of the cache."""
+
+
+def spectra(spectral: Spectral, mixture: Tensor, target: Tensor, cosine: bool) -> dict[str, Tensor]:
+    """Waveforms float [B, N] -> magnitudes `mixture` and `target` and, on demand, the `cosine` of the angle
+    between the two in every bin: float32 [B, T, F]."""
+    both = torch.cat([mixture, target])
+    spectrum = torch.view_as_real(spectral(both).transpose(1, 2))  # [2B, F, T, 2]
+    real, imaginary = spectrum.unbind(-1)
+    magnitude = torch.hypot(real, imaginary)
+    count = len(mixture)
+    fields = {"mixture": magnitude[:count], "target": magnitude[count:]}
+    if cosine:
+        product = real[:count] * real[count:] + imaginary[:count] * imaginary[count:]
+        norm = (magnitude[:count] * magnitude[count:]).clamp_min(1e-12)
+        fields["cosine"] = (product / norm).clamp(-1, 1)
+    return {name: value.transpose(1, 2) for name, value in fields.items()}  # [B, T, F]
 
 
 @dataclass(frozen=True)
@@ -32,69 +56,106 @@ class StftFeatures:
     cosine: bool
     waveforms: bool
 
+    @cached_property
+    def _spectral(self) -> Spectral:
+        return Spectral(self.audio.n_fft, self.audio.hop_length, self.audio.win_length)
+
     def __call__(self, example: Example) -> dict[str, np.ndarray]:
-        spectral = Spectral(self.audio.n_fft, self.audio.hop_length, self.audio.win_length)
-        both = torch.from_numpy(np.stack([example.mixture, example.target]))
-        spectrum = spectral(both)  # [2, T, F]
-        magnitude = spectrum.abs()
-        fields = {
-            "mixture": magnitude[0].half().numpy(),
-            "target": magnitude[1].half().numpy(),
-        }
+        mixture, target = (torch.from_numpy(wave)[None] for wave in (example.mixture, example.target))
+        found = spectra(self._spectral, mixture, target, self.cosine)
+        fields = {name: found[name][0].half().contiguous().numpy() for name in ("mixture", "target")}
         if self.cosine:
-            product = (spectrum[0].conj() * spectrum[1]).real
-            cosine = product / (magnitude[0] * magnitude[1]).clamp_min(1e-12)
-            fields["cosine"] = (cosine.clamp(-1, 1) * 127).round().to(torch.int8).numpy()
+            fields["cosine"] = (found["cosine"][0] * 127).round().to(torch.int8).contiguous().numpy()
         if self.waveforms:
             fields["mixture_wave"], fields["target_wave"] = example.mixture, example.target
         return fields
 
 
-def reference_embeddings(store: Store, split: StoredSplit, embedder: DVector, batch: int = 32) -> np.ndarray:
-    """The embedding of every example's reference, float32 [n, D]; a clip used twice is embedded once.
+@dataclass(frozen=True)
+class WaveFeatures:
+    """Example -> `mixture_wave` and `target_wave` [N], float32, or int16 with their common `scale` [1].
 
-    They are cached in the split's folder under the embedder's fingerprint. Raises UserError for a reference
-    that is missing, unreadable or silent.
+    The scale is the largest magnitude in either, which 32767 stands for: nothing clips.
     """
-    path = split.folder / f"embeddings-{embedder.fingerprint()}.npz"
-    recipes = fingerprint([recipe.to_line() for recipe in split.recipes])
-    if (cached := _read_cache(path, recipes)) is not None:
-        return cached
-    clips = sorted(
-        {recipe.reference for recipe in split.recipes},
-        key=lambda c: (c.utterance, c.start, c.frames, c.speed),
-    )
-    row_of = {clip: row for row, clip in enumerate(clips)}
+
+    dtype: str
+
+    def __call__(self, example: Example) -> dict[str, np.ndarray]:
+        waves = {"mixture_wave": example.mixture, "target_wave": example.target}
+        if self.dtype == "float32":
+            return waves
+        scale = np.float32(max(1e-9, *(float(np.abs(wave).max(initial=0)) for wave in waves.values())))
+        whole = {name: np.rint(wave * (np.float32(32767) / scale)) for name, wave in waves.items()}
+        return {name: wave.astype(np.int16) for name, wave in whole.items()} | {"scale": scale.reshape(1)}
+
+
+def stored_features(audio: Audio, store: StoreOptions, scored: bool) -> StftFeatures | WaveFeatures:
+    """What a store keeps of the examples of a split; `scored`: waveforms too."""
+    match store.kind:
+        case "stft":
+            return StftFeatures(audio, store.cosine, waveforms=scored)
+        case "wave":
+            return WaveFeatures(store.dtype)
+
+
+def reference_embeddings(
+    folder: Path,
+    utterances: Mapping[str, Utterance],
+    clips: Sequence[Clip],
+    embedder: DVector,
+    batch: int = 32,
+) -> np.ndarray:
+    """The embedding of every reference, float32 [n, D]; a clip that stands there twice is embedded once.
+
+    They are cached in `folder`, the store's, under the embedder's fingerprint, for all its splits. Raises UserError for a
+    reference that is missing, unreadable or silent.
+    """
+    path = folder / f"embeddings-{embedder.fingerprint()}.npz"
+    known = _read_cache(path)
+    keys = [_key(clip) for clip in clips]
+    lacking = {key: clip for key, clip in zip(keys, clips, strict=True) if key not in known}
     device = next(embedder.parameters()).device
-    vectors = []
-    with (
-        torch.inference_mode(),
-        tqdm(desc=f"embed {split.folder.name}", total=len(clips), unit="reference") as bar,
-    ):
-        for start in range(0, len(clips), batch):
-            part = clips[start : start + batch]
-            waveforms = [torch.from_numpy(_read_reference(store, clip, embedder)).to(device) for clip in part]
-            vectors.append(embedder.embed(waveforms).cpu().numpy())
-            bar.update(len(part))
-    found = np.concatenate(vectors).astype(np.float32)
-    rows = np.array([row_of[recipe.reference] for recipe in split.recipes])
-    with atomic_file(path) as temporary:
-        np.savez(temporary, vectors=found, row=rows, recipes=np.array(recipes))
-    return found[rows]
+    todo = list(lacking.items())
+    if todo:
+        with torch.inference_mode(), tqdm(desc="embed", total=len(todo), unit="reference") as bar:
+            for start in range(0, len(todo), batch):
+                part = todo[start : start + batch]
+                waves = [
+                    torch.from_numpy(_read_reference(utterances[clip.utterance], clip, embedder))
+                    for _, clip in part
+                ]
+                vectors = embedder.embed([wave.to(device) for wave in waves]).cpu().numpy()
+                known |= zip((key for key, _ in part), vectors.astype(np.float32), strict=True)
+                bar.update(len(part))
+                if (start // batch + 1) % (SAVE_EVERY // batch) == 0:
+                    _write_cache(path, known)
+        _write_cache(path, known)
+    return np.stack([known[key] for key in keys])
 
 
-def _read_cache(path: Path, recipes: str) -> np.ndarray | None:
-    """Cached embeddings [n, D], or nothing when they are missing, damaged or of other recipes."""
+def _key(clip: Clip) -> str:
+    return fingerprint(asdict(clip))
+
+
+def _read_cache(path: Path) -> dict[str, np.ndarray]:
+    """Cached embeddings [D] by key; nothing when the file is missing or damaged."""
     try:
         with np.load(path) as cached:
-            return cached["vectors"][cached["row"]] if str(cached["recipes"]) == recipes else None
+            return dict(zip(cached["keys"].tolist(), cached["vectors"], strict=True))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
+        return {}
 
 
-def _read_reference(store: Store, clip: Clip, embedder: DVector) -> np.ndarray:
-    utterance = store.utterances[clip.utterance]
+def _write_cache(path: Path, known: dict[str, np.ndarray]) -> None:
+    with atomic_file(path) as temporary:
+        np.savez(temporary, keys=np.array(list(known)), vectors=np.stack(list(known.values())))
+
+
+def _read_reference(utterance: Utterance, clip: Clip, embedder: DVector) -> np.ndarray:
     samples = read_clip(clip, utterance, embedder.sample_rate)
     if active_seconds(samples, embedder.sample_rate) == 0:
-        raise UserError(f"{utterance.path}: the reference from sample {clip.start} on is silent")
+        raise UserError(
+            f"{utterance.path}: the reference from sample {clip.stretches[0][0]} on is silent; "
+            "data.check=full finds such files"
+        )
     return samples

@@ -75,7 +75,7 @@ def criteria(
             values[name] = (magnitude_mse if name == "magnitude_mse" else power_law)(estimate, target)
             continue
         if cosine is None:
-            raise ValueError(f"the criterion {name} needs the phase: data.cosine=true")
+            raise ValueError(f"the criterion {name} needs the phase: store.cosine=true")
         function = power_law_complex if name == "power_law_complex" else negative_si_sdr
         values[name] = function(estimate, target, cosine.float())
     if not values:

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = out / name
 
     command("generator.py", "-c", config, "-d", str(corpus), "-o", str(store), *options.overrides)
-    command("trainer.py", "-c", config, "-m", name, *options.overrides, f"data.store={store}")
+    command("trainer.py", "-c", config, "-m", name, *options.overrides, f"store.folder={store}")
     command(
         "evaluate.py", str(checkpoint), "--data", str(store), "-o", str(results), "--save_audio", "median"
     )
@@ -78,7 +78,7 @@ def command(script: str, *arguments: str) -> None:
 
 def finish(results: Path, scores: Path, store: Path, corpus: Path, seconds: float) -> None:
     summary = read_json(scores / "summary.json")
-    speakers = read_json(store / "store.json")["speakers"]["train"]
+    speakers = read_json(store / "store.json")["splits"]["train"]["speakers"]
     print(f"Trained on {corpus}; {(scores / 'summary.md').read_text()}")
     print(f"Done in {seconds / 60:.1f} minutes. To listen and to look:")
     for path in (

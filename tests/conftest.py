@@ -81,7 +81,7 @@ def embedder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 TINY = [
     "audio.n_fft=256", "audio.hop_length=128", "audio.win_length=256",
-    "data.seconds=1.5", "data.train=24", "data.shard_size=10",
+    "data.seconds=1.5", "data.train=24", "store.shard_size=10",
     "data.validation={examples: 6, speakers: 0.25}", "data.test={examples: 6, speakers: 0.25}",
     "network={kind: film_blstm, front_dim: 16, lstm_dim: 16, stack: 2}",
     "loss={power_law: 1.0, si_sdr: 0.1, relative: true}",

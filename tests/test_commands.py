@@ -26,9 +26,10 @@ import generator
 import inference
 import trainer
 from datasets.corpus import split_speakers
-from tests.conftest import TINY, tone_voice
+from tests.conftest import TINY, tone_voice, write_librispeech
 from utils.audio import write_audio
 from utils.checkpoint import load_checkpoint
+from utils.files import sha256_of
 
 Runner = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[1]
@@ -50,7 +51,7 @@ def trained(store: Path, embedder_file: Path, tmp_path_factory: pytest.TempPathF
 
 
 def train_arguments(base: Path, store: Path, embedder: Path, *more: str) -> list[str]:
-    return ["-m", "m", "-b", str(base), "-e", str(embedder), *TINY, f"data.store={store}", *more]
+    return ["-m", "m", "-b", str(base), "-e", str(embedder), *TINY, f"store.folder={store}", *more]
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_generator_again_renders_nothing_and_verifies(
     code, out, _ = run(generator.main, "-d", corpus_folder, "-o", store, "-p", 2, "-e", embedder_file, *TINY)
     assert code == 0 and "train 24, validation 6, test 6" in out
     assert before == {p: p.stat().st_mtime_ns for p in store.rglob("*.np*")}
-    assert sum("embeddings-" in p.name for p in before) == 3
+    assert sum("embeddings-" in p.name for p in before) == 1
     assert run(generator.main, "--verify", store)[0] == 0
 
 
@@ -246,13 +247,13 @@ def test_the_full_size_network_goes_through_the_same_scripts(
     run: Runner, corpus_folder: Path, embedder_file: Path, voices: Path
 ) -> None:
     small = [
-        "data.seconds=1.0", "data.train=4", "data.shard_size=10",
+        "data.seconds=1.0", "data.train=4", "store.shard_size=10",
         "data.validation={examples: 2, speakers: 0.25}", "data.test={examples: 2, speakers: 0.25}",
         "train.batch_size=2", "train.steps=1",
     ]  # fmt: skip
     common = ["-c", ROOT / "config/voicefilter.yaml", "-e", embedder_file, *small]
     assert run(generator.main, *common, "-d", corpus_folder, "-o", voices / "store", "-p", 1)[0] == 0
-    code, out, _ = run(trainer.main, *common, f"data.store={voices / 'store'}", "-b", voices, "-m", "full")
+    code, out, _ = run(trainer.main, *common, f"store.folder={voices / 'store'}", "-b", voices, "-m", "full")
     assert code == 0 and "18.88 M parameters" in out
     best = voices / "chkpt/full/best.pt"
     assert load_checkpoint(best)["validation"]["n"] == 2
@@ -329,10 +330,14 @@ def test_scripts_refuse_what_is_not_there(
         (generator.main, ["-d", corpus_folder, "-o", tmp_path / "s", "-e", "gone.pt"], "gone.pt: no such"),
         (generator.main, ["-d", corpus_folder, "-p", "0"], "-p 0"),
         (generator.main, ["-c", "gone.yaml"], "gone.yaml: no such configuration"),
-        (trainer.main, ["-m", "m", "-e", embedder_file, f"data.store={tmp_path}"], "no store there"),
-        (trainer.main, ["-m", "a/b", f"data.store={store}"], "without folders"),
-        (trainer.main, ["-m", "..", f"data.store={store}"], "without folders"),
-        (trainer.main, ["-m", "m", "-b", tmp_path, "-e", embedder_file, f"data.store={store}"], "front end"),
+        (trainer.main, ["-m", "m", "-e", embedder_file, f"store.folder={tmp_path}"], "no store there"),
+        (trainer.main, ["-m", "a/b", f"store.folder={store}"], "without folders"),
+        (trainer.main, ["-m", "..", f"store.folder={store}"], "without folders"),
+        (
+            trainer.main,
+            ["-m", "m", "-b", tmp_path, "-e", embedder_file, f"store.folder={store}"],
+            "front end",
+        ),
         (
             trainer.main,
             train_arguments(tmp_path, store, embedder_file, "train.batch_size=999"),
@@ -398,7 +403,7 @@ def test_a_few_steps_on_real_speech_lower_the_loss(
     run: Runner, shared_librispeech: Path, embedder_file: Path, tmp_path: Path
 ) -> None:
     small = [
-        "-c", ROOT / "config/compact.yaml", "-e", embedder_file, "data.train=160", "data.shard_size=80",
+        "-c", ROOT / "config/compact.yaml", "-e", embedder_file, "data.train=160", "store.shard_size=80",
         "data.validation={examples: 10}", "data.test={examples: 10}", "train.batch_size=16", "train.steps=60",
         "train.validate_every=60", "train.log_every=1", "train.warmup_steps=5",
     ]  # fmt: skip
@@ -412,10 +417,76 @@ def test_a_few_steps_on_real_speech_lower_the_loss(
         "--no-embeddings",
     )
     assert code == 0 and "251 speakers (103, 1034, 1040 ...), 615 utterances" in out
-    assert run(trainer.main, *small, "-b", tmp_path, "-m", "m", f"data.store={tmp_path / 's'}")[0] == 0
+    assert run(trainer.main, *small, "-b", tmp_path, "-m", "m", f"store.folder={tmp_path / 's'}")[0] == 0
     lines = [json.loads(line) for line in (tmp_path / "logs/m/metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if line["group"] == "train"]
     assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.02
+
+
+def test_lists_are_scored_without_a_store(
+    run: Runner, trained: Path, store: Path, corpus_folder: Path, tmp_path: Path
+) -> None:
+    assert run(evaluate.main, trained, "--data", store, "-o", tmp_path)[0] == 0
+    listed = store / "test" / "recipes.jsonl"
+    code, out, _ = run(evaluate.main, trained, "--recipes", listed, "-d", corpus_folder, "-o", tmp_path)
+    assert code == 0 and "(recipes, list of recipes)" in out
+    tables = [(tmp_path / f"m-best-{name}/per_utterance.csv").read_text() for name in ("test", "recipes")]
+    assert tables[0] == tables[1]
+    tuples = tmp_path / "t.csv"
+    tuples.write_text(
+        "clean_utterance,embedding_utterance,interference_utterance\n"
+        "100-7-0000,100-7-0001,101-7-0000\n5-5-5,6-6-6,7-7-7\n102-7-0000,102-7-0001,101-7-0000\n"
+    )
+    code, out, _ = run(evaluate.main, trained, "--tuples", tuples, "-d", corpus_folder, "-o", tmp_path)
+    assert code == 0 and "2 mixtures" in out and "whole utterances, 2 of 3 rows" in out
+    assert "5-5-5" in (tmp_path / "missing.csv").read_text()
+    code, _, err = run(evaluate.main, trained, "--tuples", tuples, "--data", store)
+    assert code == 2 and "one of --data STORE, --tuples CSV and --recipes JSONL" in err
+    code, _, err = run(evaluate.main, trained, "--tuples", tuples)
+    assert code == 2 and "name its corpus with -d" in err
+
+
+def test_absent_and_lone_voices_are_scored_apart(run: Runner, embedder_file: Path, tmp_path: Path) -> None:
+    corpus_folder = write_librispeech(tmp_path / "corpus", speakers=10, utterances=2)
+    kinds = "data.kinds={mixture: 1.0, target_alone: 1.0, target_absent: 1.0}"
+    more = [kinds, "data.test={examples: 20, speakers: 0.2}"]
+    arguments = ["-o", tmp_path / "s", "-p", "1", "-e", embedder_file, *TINY, *more]
+    code, _, err = run(generator.main, "-d", corpus_folder, *arguments)
+    assert code == 2 and "an example may hold 3" in err
+    arguments[-1] = "data.test={examples: 20, speakers: 0.3}"
+    assert (
+        run(generator.main, "-d", corpus_folder, *arguments, "data.validation={examples: 20, speakers: 0.3}")[
+            0
+        ]
+        == 0
+    )
+    run_arguments = train_arguments(tmp_path, tmp_path / "s", embedder_file, "train.steps=2")
+    code, _, err = run(trainer.main, *run_arguments)
+    assert code == 0, err
+    checkpoint = tmp_path / "chkpt/m/last.pt"
+    code, out, _ = run(evaluate.main, checkpoint, "--data", tmp_path / "s", "-o", tmp_path)
+    summary = json.loads((tmp_path / "m-last-test/summary.json").read_text())
+    assert summary["n"] + summary["alone_n"] + summary["absent_n"] == 20
+    assert min(summary["n"], summary["alone_n"], summary["absent_n"]) > 0 == summary["silent"]
+    assert "hold the asked voice alone" in out and "the asked voice is absent" in out
+
+
+@pytest.mark.parametrize("options", [["data.mode=live"], ["store.kind=wave", "store.dtype=int16"]])
+def test_live_and_wave_training_resume_too(
+    run: Runner, corpus_folder: Path, embedder_file: Path, tmp_path: Path, options: list[str]
+) -> None:
+    store = tmp_path / "s"
+    made = ["-d", corpus_folder, "-o", store, "-p", "1", "-e", embedder_file, *TINY, *options]
+    assert run(generator.main, *made)[0] == 0
+    cache = next(store.glob("embeddings-*.npz")).stat().st_mtime_ns
+    assert run(trainer.main, *train_arguments(tmp_path / "a", store, embedder_file, *options))[0] == 0
+    straight = weights(tmp_path / "a")
+    short = train_arguments(tmp_path / "b", store, embedder_file, *options)
+    assert run(trainer.main, *short, "train.steps=3")[0] == 0
+    assert run(trainer.main, *short, "--allow_changes")[0] == 0
+    resumed = weights(tmp_path / "b")
+    assert all(torch.equal(straight[key], resumed[key]) for key in straight)
+    assert next(store.glob("embeddings-*.npz")).stat().st_mtime_ns == cache, "nothing was embedded again"
 
 
 def test_speakers_heard_in_training_are_counted(
@@ -437,11 +508,17 @@ def test_a_store_drawn_by_other_code_is_refused(
     run: Runner, store: Path, corpus_folder: Path, embedder_file: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(store, tmp_path / "s")
-    content = json.loads((tmp_path / "s/store.json").read_text())
-    content["fingerprints"]["test"] = "0" * 16
-    (tmp_path / "s/store.json").write_text(json.dumps(content))
-    code, _, err = run(generator.main, "-d", corpus_folder, "-o", tmp_path / "s", "-e", embedder_file, *TINY)
-    assert code == 2 and "drawn by another version" in err
+    arguments = ["-d", corpus_folder, "-o", tmp_path / "s", "-e", embedder_file, *TINY]
+    recipes, index = tmp_path / "s/test/recipes.jsonl", tmp_path / "s/test/index.json"
+    drawn = recipes.read_text()
+    recipes.write_text("damaged")
+    assert run(generator.main, *arguments)[0] == 0 and recipes.read_text() == drawn
+    other = drawn.replace('"index":0', '"index":7')
+    recipes.write_text(other)
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"recipes": sha256_of(recipes)}))
+    recipes.write_text("damaged")
+    code, _, err = run(generator.main, *arguments)
+    assert code == 2 and "drawn by another version" in err and recipes.read_text() == "damaged"
 
 
 def test_the_store_s_data_settings_hold_and_another_front_end_is_refused(
@@ -488,7 +565,7 @@ def test_a_killed_rendering_process_is_named(
 
         def shutdown(self, **arguments: object) -> None: ...
 
-    monkeypatch.setattr("datasets.store.ProcessPoolExecutor", Broken)
+    monkeypatch.setattr("datasets.shards.ProcessPoolExecutor", Broken)
     code, _, err = run(
         generator.main, "-d", corpus_folder, "-o", tmp_path / "s", "-p", 2, "--no-embeddings", *TINY
     )
@@ -499,10 +576,10 @@ def test_a_damaged_cache_of_embeddings_is_made_again(
     run: Runner, store: Path, corpus_folder: Path, embedder_file: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(store, tmp_path / "s")
-    path = next((tmp_path / "s" / "test").glob("embeddings-*.npz"))
+    path = next((tmp_path / "s").glob("embeddings-*.npz"))
     path.write_bytes(b"junk")
     arguments = ["-d", corpus_folder, "-o", tmp_path / "s", "-e", embedder_file, *TINY]
     assert run(generator.main, *arguments)[0] == 0
-    original = next((store / "test").glob("embeddings-*.npz"))
+    original = next(store.glob("embeddings-*.npz"))
     with np.load(path) as again, np.load(original) as before:
         np.testing.assert_allclose(again["vectors"], before["vectors"], atol=1e-6)

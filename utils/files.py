@@ -10,8 +10,9 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,35 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path | str, refusal: str) -> Iterator[None]:
+    """Holds a lock that ends with the process, however it ends; raises UserError(refusal) if another has it.
+
+    Where the file system knows no locks, it does nothing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(refusal) from error
+        except (ImportError, OSError):
+            pass
+        yield  # the file stays: removing it would let two processes lock two files of one name
+
+
+def remove_leftovers(folder: Path, stems: Sequence[str], seconds: float = 0.0) -> None:
+    """Removes what `atomic_file` left in a folder when it was killed, if it is at least `seconds` old."""
+    for stem in stems:
+        for path in folder.glob(f".{stem}-????????*"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime >= seconds:
+                    path.unlink()
 
 
 def _unwritable(path: Path, error: OSError) -> Exception:

@@ -56,6 +56,11 @@ def sdr(estimate: Tensor, target: Tensor) -> Tensor:
     return torch.where(silent, SILENCE_DB, scores)
 
 
+def level(signal: Tensor) -> Tensor:
+    """Root mean square level in dB re full scale, at least -120: [..., N] -> [...]."""
+    return 10 * torch.log10(signal.double().square().mean(-1).clamp_min(1e-12))
+
+
 def bootstrap_interval(
     values: np.ndarray, groups: Sequence[str], draws: int = 2000, share: float = 0.95
 ) -> tuple[float, float]:

@@ -1,0 +1,274 @@
+"""Draws recipes: example `index` of a split as a pure function of (seed, split, index) and the corpora."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from config.schema import Data
+from datasets.corpus import Utterance
+from datasets.passages import SHORTEST_SECONDS, Passage, Voice
+from datasets.recipe import Clip, Recipe, Source
+from datasets.rooms import Room, draw_shoebox
+from datasets.stretches import cut, draw_cut
+from utils.errors import UserError
+
+
+class Drawer:
+    """Draws the recipes of one split from its speakers and sounds.
+
+    Speakers are drawn uniformly, then their utterances, for training one of the `data.speeds` that the audio is
+    long enough for (each makes another voice of every speaker), then offsets. With `data.paired`, examples 2k
+    and 2k+1 are one mixture with the two speakers as target in turn. Speakers with too little audio are listed
+    in `unusable` as (speaker, cause); `same_utterance` counts those whose target and reference come from the
+    two halves of their only utterance.
+
+    `sounds`: the split's recordings of noise, music and rirs; `corpus`: the fingerprint that recipes carry.
+    Raises UserError when the split has too few speakers or lacks sounds that are drawn from.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        speakers: Mapping[str, Sequence[Utterance]],
+        data: Data,
+        sounds: Mapping[str, Sequence[Utterance]] | None = None,
+        corpus: str = "",
+    ) -> None:
+        self.data, self.corpus, self.sounds = data, corpus, dict(sounds or {})
+        self.segments = data.protocol == "crop" or split == "train"
+        self._key = (data.seed, zlib.crc32(split.encode()))
+        self._speeds = sorted(data.speeds) if split == "train" else [1.0]
+        shortest = data.seconds * self._speeds[0] if self.segments else SHORTEST_SECONDS
+        voices = {name: Voice(utterances, data, shortest) for name, utterances in sorted(speakers.items())}
+        self.voices = {name: voice for name, voice in voices.items() if voice.passages}
+        self.same_utterance = sum(voice.same_utterance for voice in self.voices.values())
+        needed = f"{shortest:g} s for the target and {data.reference.min_seconds:g} s for the reference"
+        self.unusable = [
+            (name, f"{split} speaker left out: {sum(u.seconds for u in speakers[name]):.1f} s in "
+                   f"{len(speakers[name])} utterances, needed are {needed}")
+            for name in voices
+            if name not in self.voices
+        ]  # fmt: skip
+        self._names = list(self.voices)
+        self._check_speakers(split, len(voices), needed)
+        self._check_sounds(split)
+
+    def _check_speakers(self, split: str, indexed: int, needed: str) -> None:
+        there, data = len(self._names), self.data
+        if there < 2:
+            raise UserError(
+                f"{split}: {there} of {indexed} speakers have enough audio ({needed}), a mixture needs two"
+            )
+        each = data.babble_voices if data.interference.babble else 1
+        most = 1 + (data.kinds.target_absent > 0) + data.interferers[1] * each
+        if there < most:
+            raise UserError(
+                f"{split}: {there} speakers are too few, an example may hold {most} (interferers "
+                f"{data.interferers}, babble of {data.babble_voices}: share {data.interference.babble:g}, "
+                f"target_absent: share {data.kinds.target_absent:g})"
+            )
+
+    def _check_sounds(self, split: str) -> None:
+        room = self.data.reverberation
+        wanted = [name for name in ("noise", "music") if self.data.needs(name)]
+        wanted += ["rirs"] if room.share and room.rooms == "measured" else []
+        for name in wanted:
+            if not self.sounds.get(name):
+                raise UserError(f"{split}: no recording of data.{name} is there for this split")
+
+    def references(self) -> list[Clip]:
+        """Every reference that `draw` can name, in a fixed order."""
+        passages = [passage for voice in self.voices.values() for passage in voice.passages]
+        clips = {clip for passage in passages for clip in passage.references}
+        found = {replace(clip, speed=speed) for clip in clips for speed in self._speeds}
+        return sorted(found, key=lambda clip: (clip.utterance, clip.stretches, clip.speed))
+
+    def draw(self, index: int) -> Recipe:
+        """The recipe of example `index`, whatever was drawn before."""
+        if self.data.paired:
+            return self._draw_one_of_pair(index)
+        data = self.data
+        generator = np.random.default_rng([*self._key, index])
+        kind = _choose(data.kinds.model_dump(), generator)
+        person = self._other([], generator)
+        target, reference, begin, seconds = self._target(person, generator)
+        taken, found = [person], []
+        if kind == "target_absent":
+            found.append(self._speech(taken, seconds, begin, generator))
+        if kind in ("mixture", "target_absent"):
+            for _ in range(int(generator.integers(data.interferers[0], data.interferers[1] + 1))):
+                what = _choose(data.interference.model_dump(), generator)
+                source = self._interferer(what, taken, seconds, begin, generator)
+                found.append(
+                    source if data.snr_db is None else self._at_level(source, data.snr_db, generator)
+                )
+        if kind == "noise_only":
+            found.append(self._only_noise(seconds, generator))
+        else:
+            found += self._background(seconds, generator)
+        # of a short interferer nothing may be left where a segment begins (protocol padded)
+        interference = tuple(source for source in found if source.clips)
+        wanted = target if kind in ("mixture", "target_alone") else None
+        return self._finish(Recipe(index, kind, seconds, reference, wanted, interference), generator)
+
+    def _draw_one_of_pair(self, index: int) -> Recipe:
+        generator = np.random.default_rng([*self._key, index // 2])
+        first = self._other([], generator)
+        sides = [self._target(name, generator) for name in (first, self._other([first], generator))]
+        snr_db = None if self.data.snr_db is None else draw_level(self.data.snr_db, generator)
+        if index % 2:
+            sides.reverse()
+            snr_db = None if snr_db is None else -snr_db
+        (target, reference, *_), (other, *_) = sides
+        interference = (replace(other, snr_db=snr_db),)
+        recipe = Recipe(index, "mixture", self.data.seconds, reference, target, interference)
+        return self._finish(recipe, generator)
+
+    def _finish(self, recipe: Recipe, generator: np.random.Generator) -> Recipe:
+        """Puts everything into a room and to its final level."""
+        target, interference = recipe.target, recipe.interference
+        room = self.data.reverberation
+        if room.share and generator.random() < room.share:
+            place = self._rooms(generator)
+            # in the order of the pair's first example, so that both examples have the same two places
+            swapped = self.data.paired and recipe.index % 2
+            rooms = [place() for _ in recipe.sources]
+            rooms = rooms[::-1] if swapped else rooms
+            if target:
+                early = room.target == "early"
+                target = replace(target, room=replace(rooms.pop(0), early=early))
+            interference = tuple(replace(s, room=r) for s, r in zip(interference, rooms, strict=True))
+        gain_db = 0.0 if self.data.gain_db is None else draw_level(self.data.gain_db, generator)
+        return replace(
+            recipe, target=target, interference=interference, gain_db=gain_db,
+            reverse=self.data.reverse, corpus=self.corpus,
+        )  # fmt: skip
+
+    def _rooms(self, generator: np.random.Generator) -> Callable[[], Room]:
+        """Every call gives another place in one room, or another measured impulse response."""
+        if self.data.reverberation.rooms == "simulated":
+            return draw_shoebox(self.data.reverberation, generator)
+        responses = self.sounds["rirs"]
+
+        def measured() -> Room:
+            response = responses[int(generator.integers(len(responses)))]
+            return Room(rir=response.id, digest=response.digest)
+
+        return measured
+
+    # ---------------------------------------------------------------- speakers
+
+    def _other(self, taken: Sequence[str], generator: np.random.Generator) -> str:
+        """A speaker who is not among `taken`."""
+        while (name := self._names[generator.integers(len(self._names))]) in taken:
+            pass
+        return name
+
+    def _target(self, name: str, generator: np.random.Generator) -> tuple[Source, Clip, float, float]:
+        """Something that this speaker says, and a reference; also, in seconds, where in the utterance it begins
+        and how long the mixture is."""
+        passages = self.voices[name].passages
+        passage = passages[generator.integers(len(passages))]
+        reference = passage.draw_reference(generator)
+        if not self.segments:
+            clip = passage.clip(passage.stretches)
+            return Source("speech", (clip,)), reference, 0.0, clip.frames / passage.utterance.rate
+        at, seconds = self._padding(generator)
+        clip, begin = passage.draw_segment(seconds, self._speeds, self.data, generator)
+        return Source("speech", (clip,), at), replace(reference, speed=clip.speed), begin, self.data.seconds
+
+    def _speech(
+        self, taken: list[str], seconds: float, begin: float, generator: np.random.Generator
+    ) -> Source:
+        """Something that another speaker, who is added to `taken`, says meanwhile.
+
+        `begin`: where in whole utterances (protocol padded) a segment of `seconds` starts; the source has no
+        clip when nothing of the utterance is left there.
+        """
+        taken.append(self._other(taken, generator))
+        passages = self.voices[taken[-1]].others
+        passage = passages[generator.integers(len(passages))]
+        if self.data.protocol == "crop":
+            at, part = self._padding(generator)
+            clip, _ = passage.draw_segment(part, self._speeds, self.data, generator)
+            return Source("speech", (clip,), at)
+        speed = self._speeds[generator.integers(len(self._speeds))]
+        rate = round(passage.utterance.rate * speed)
+        stretches = cut(passage.stretches, round(begin * rate), round(seconds * rate))
+        return Source("speech", (passage.clip(stretches, speed),) if stretches else ())
+
+    def _padding(self, generator: np.random.Generator) -> tuple[float, float]:
+        """Where a source of the protocol crop begins, and how long it lasts, in seconds."""
+        whole = self.data.seconds
+        if not self.data.padding:
+            return 0.0, whole
+        seconds = round(whole * (1 - float(generator.uniform(0, self.data.padding))), 4)
+        return round(float(generator.uniform(0, whole - seconds)), 4), seconds
+
+    # ---------------------------------------------------------------- everything else
+
+    def _interferer(
+        self, what: str, taken: list[str], seconds: float, begin: float, generator: np.random.Generator
+    ) -> Source:
+        if what == "speech":
+            return self._speech(taken, seconds, begin, generator)
+        if what == "babble":
+            voices = [self._speech(taken, seconds, begin, generator) for _ in range(self.data.babble_voices)]
+            clips = tuple(clip for voice in voices for clip in voice.clips)
+            return Source("babble", clips, voices[0].at)
+        if self.data.protocol == "padded":
+            return self._sound(what, seconds, generator)
+        at, part = self._padding(generator)
+        return replace(self._sound(what, part, generator), at=at)
+
+    def _sound(self, what: str, seconds: float, generator: np.random.Generator, loop: bool = False) -> Source:
+        """A stretch of noise or music of `seconds`, or a whole recording if that is shorter."""
+        recordings = self.sounds[what]
+        recording = recordings[int(generator.integers(len(recordings)))]
+        wanted = round(seconds * recording.rate)
+        passage = Passage(recording, ((0, recording.frames),))
+        if wanted >= recording.frames:
+            return Source(what, (passage.clip(passage.stretches),), loop=loop and wanted > recording.frames)
+        least = round(min(self.data.min_active, seconds) * recording.rate)
+        stretches = draw_cut(passage.stretches, wanted, recording.active, least, generator)
+        return Source(what, (passage.clip(stretches),))
+
+    def _background(self, seconds: float, generator: np.random.Generator) -> list[Source]:
+        options, found = self.data.background, []
+        for what in ("noise", "music"):
+            share = getattr(options, what)
+            if share and generator.random() < share:
+                source = self._sound(what, seconds, generator, loop=True)
+                found.append(self._at_level(source, options.snr_db, generator))
+        return found
+
+    def _only_noise(self, seconds: float, generator: np.random.Generator) -> Source:
+        shares = self.data.interference.model_dump(include={"noise", "music"})
+        if not any(shares.values()):
+            shares = self.data.background.model_dump(include={"noise", "music"})
+        return self._sound(_choose(shares, generator), seconds, generator, loop=True)
+
+    def _at_level(
+        self, source: Source, snr_db: float | list[float], generator: np.random.Generator
+    ) -> Source:
+        return replace(source, snr_db=draw_level(snr_db, generator))
+
+
+def draw_level(level: float | Sequence[float], generator: np.random.Generator) -> float:
+    """dB, to three decimals: the number itself, or one of the range [low, high]."""
+    low, high = (level, level) if isinstance(level, (int, float)) else level
+    return round(float(generator.uniform(low, high)), 3)
+
+
+def _choose(shares: Mapping[str, float], generator: np.random.Generator) -> str:
+    """One of the names, with probabilities in proportion to their shares."""
+    point = float(generator.random()) * sum(shares.values())
+    for name, share in shares.items():
+        point -= share
+        if share and point < 0:
+            return name
+    return [name for name, share in shares.items() if share][-1]

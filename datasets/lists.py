@@ -1,0 +1,172 @@
+"""Examples that somebody else chose: tuple lists in the official format, and lists of recipes."""
+
+from __future__ import annotations
+
+import csv
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from config.schema import Data
+from datasets.corpus import Utterance
+from datasets.draw import draw_level
+from datasets.passages import SHORTEST_SECONDS, Passage, reference_clip
+from datasets.recipe import Clip, Recipe, RecipeFile, Source
+from datasets.stretches import cut, total, usable
+from utils.errors import UserError
+
+TUPLE_HEADER = ("clean_utterance", "embedding_utterance", "interference_utterance")
+"""Of the lists published with VoiceFilter (google/speaker-id, publications/VoiceFilter/dataset)."""
+REFERENCE_SECONDS = 0.8
+"""A list names its references; only those with less sound than an embedder needs are left out."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Recipes of a list, and (row, ids, cause) of every row whose audio is missing or cannot be used."""
+
+    recipes: list[Recipe]
+    missing: list[tuple[int, str, str]]
+
+    def describe(self, path: Path) -> str:
+        rows = len(self.recipes) + len(self.missing)
+        causes: dict[str, int] = {}
+        for _, _, cause in self.missing:
+            kind = cause.split(":")[0]
+            causes[kind] = causes.get(kind, 0) + 1
+        left_out = ", ".join(f"{count} {cause}" for cause, count in sorted(causes.items()))
+        return (
+            f"{path}: {len(self.recipes)} of {rows} rows can be rendered; left out: {left_out or 'nothing'}"
+        )
+
+
+def read_tuples(path: Path) -> list[tuple[str, str, str]]:
+    """The rows of a tuple list. Raises UserError for another header or a row that has not three ids."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [tuple(cell.strip() for cell in row) for row in csv.reader(file) if row]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such tuple list") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: no tuple list, it is no text in CSV format") from error
+    if not rows or rows[0] != TUPLE_HEADER:
+        found = ",".join(rows[0])[:80] if rows else "nothing"
+        raise UserError(f"{path}: expected the header {','.join(TUPLE_HEADER)}, found {found}")
+    for number, row in enumerate(rows[1:], 2):
+        if len(row) != 3 or not all(row):
+            raise UserError(f"{path}: line {number}: expected three ids, found {','.join(row)[:80]!r}")
+    return [(row[0], row[1], row[2]) for row in rows[1:]]
+
+
+def tuple_recipes(
+    path: Path, split: str, utterances: Mapping[str, Utterance], data: Data, corpus: str = ""
+) -> Listed:
+    """One mixture a row, by `data`'s protocol, offset, vad, snr_db, seconds and reference.max_seconds.
+
+    As in draws, the protocol padded takes whole utterances, but for training segments of `seconds`.
+    """
+    listed = Listed([], [])
+    for row, ids in enumerate(read_tuples(path), 1):
+        absent = [name for name in dict.fromkeys(ids) if name not in utterances]
+        if absent:
+            listed.missing.append((row, " ".join(ids), f"missing audio: {' '.join(absent)}"))
+            continue
+        clean, reference, interference = (utterances[name] for name in ids)
+        generator = np.random.default_rng([data.seed, zlib.crc32(split.encode()), row])
+        found = _mixture_of(clean, reference, interference, split, data, generator)
+        if isinstance(found, str):
+            listed.missing.append((row, " ".join(ids), found))
+            continue
+        snr_db = None if data.snr_db is None else draw_level(data.snr_db, generator)
+        sources = tuple(replace(source, snr_db=snr_db) for source in found.interference)
+        listed.recipes.append(
+            replace(
+                found, index=len(listed.recipes), interference=sources, reverse=data.reverse, corpus=corpus
+            )
+        )
+    return listed
+
+
+def _mixture_of(
+    clean: Utterance,
+    spoken: Utterance,
+    other: Utterance,
+    split: str,
+    data: Data,
+    generator: np.random.Generator,
+) -> Recipe | str:
+    """The recipe of three utterances, or why there is none."""
+    wanted = data.reference.model_copy(update={"min_seconds": REFERENCE_SECONDS})
+    reference = reference_clip(
+        spoken, usable(spoken, data.vad), data.model_copy(update={"reference": wanted})
+    )
+    if reference is None:
+        return f"reference too short: {spoken.id} has less than {REFERENCE_SECONDS:g} s of sound"
+    target, interference = (Passage(u, usable(u, data.vad)) for u in (clean, other))
+    segments = data.protocol == "crop" or split == "train"
+    needed = data.seconds if segments else SHORTEST_SECONDS
+    both = (target, interference) if data.protocol == "crop" else (target,)
+    for passage in both:
+        seconds = total(passage.stretches) / passage.utterance.rate
+        if seconds < needed:
+            return f"utterance too short: {passage.utterance.id} has {seconds:.2f} of {needed:g} s"
+    if data.protocol == "crop":
+        clips = [p.draw_segment(data.seconds, [1.0], data, generator)[0] for p in (target, interference)]
+        return _two(clips[0], clips[1], reference, data.seconds)
+    clip, begin = target.clip(target.stretches), 0.0
+    if segments:
+        clip, begin = target.draw_segment(data.seconds, [1.0], data, generator)
+    seconds = clip.frames / clean.rate
+    rest = cut(interference.stretches, round(begin * other.rate), round(seconds * other.rate))
+    return _two(clip, interference.clip(rest) if rest else None, reference, seconds)
+
+
+def _two(target: Clip, other: Clip | None, reference: Clip, seconds: float) -> Recipe:
+    interference = (Source("speech", (other,)),) if other else ()
+    return Recipe(0, "mixture", seconds, reference, Source("speech", (target,)), interference)
+
+
+def listed_recipes(
+    path: Path, utterances: Mapping[str, Utterance], allow_other_audio: bool = False
+) -> Listed:
+    """The recipes of a file as they stand there, `index` included.
+
+    Raises UserError when audio has another content than where the list was made, unless that is allowed.
+    """
+    listed, other = Listed([], []), []
+    for row, recipe in enumerate(RecipeFile(path), 1):
+        cause, changed = "", ""
+        for name, digest, end in _used(recipe):
+            utterance = utterances.get(name)
+            if utterance is None:
+                cause = f"missing audio: {name}"
+            elif end > utterance.frames:
+                cause = f"utterance too short: {name} has {utterance.frames} of {end} samples"
+            elif digest and utterance.digest and digest != utterance.digest:
+                changed = f"{name} in {utterance.path}"
+        if cause:
+            ids = " ".join(name for name, _, _ in _used(recipe))
+            listed.missing.append((row, ids, cause))
+            continue
+        other += [changed] if changed else []
+        listed.recipes.append(recipe)
+    if other and not allow_other_audio:
+        raise UserError(
+            f"{path}: {len(other)} of {len(listed.recipes) + len(listed.missing)} recipes were made with other "
+            f"audio than there is here (the first: {other[0]}), so the samples would differ; "
+            "--allow_other_audio renders them all the same"
+        )
+    return listed
+
+
+def _used(recipe: Recipe) -> Iterator[tuple[str, str, int]]:
+    """(id, digest, last sample) of all that a recipe reads."""
+    clips: Sequence[Clip] = [clip for source in recipe.sources for clip in source.clips]
+    for clip in (*clips, recipe.reference):
+        yield clip.utterance, clip.digest, max(start + frames for start, frames in clip.stretches)
+    for source in recipe.sources:
+        if source.room is not None and source.room.rir:
+            yield source.room.rir, source.room.digest, 0

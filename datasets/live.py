@@ -1,0 +1,92 @@
+"""Examples that are rendered when they are asked for: the same recipes, the same samples as in a store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from datasets.corpus import Utterance
+from datasets.dataset import Batch
+from datasets.draw import Drawer
+from datasets.mixture import Example, render
+from datasets.recipe import Clip, Recipe
+from datasets.store import WAVEFORMS
+from utils.files import fingerprint
+
+
+class LiveExamples(Dataset[Batch]):
+    """Any number of fresh training examples, drawn and rendered a batch at a time at `rate` Hz.
+
+    `embeddings` [n, D] are those of `references`, which hold every reference that the drawer can name.
+    """
+
+    def __init__(
+        self,
+        drawer: Drawer,
+        utterances: Mapping[str, Utterance],
+        rate: int,
+        references: Sequence[Clip],
+        embeddings: np.ndarray,
+    ) -> None:
+        self.drawer, self.utterances, self.rate = drawer, utterances, rate
+        self.rows = {clip: row for row, clip in enumerate(references)}
+        self.embeddings = embeddings
+
+    def __getitem__(self, indices: Sequence[int]) -> Batch:
+        """Example numbers -> `mixture_wave` and `target_wave` float32 [B, N] and `embedding` [B, D]."""
+        recipes = [self.drawer.draw(index) for index in indices]
+        examples = [render(recipe, self.utterances, self.rate) for recipe in recipes]
+        embeddings = np.stack([self.embeddings[self.rows[recipe.reference]] for recipe in recipes])
+        return {
+            "mixture_wave": torch.from_numpy(np.stack([example.mixture for example in examples])),
+            "target_wave": torch.from_numpy(np.stack([example.target for example in examples])),
+            "embedding": torch.from_numpy(embeddings),
+        }
+
+
+class FreshBatches(Sampler[list[int]]):
+    """Endless batches of example numbers, none of them twice; a pure function of the step, shared by ranks."""
+
+    def __init__(self, batch: int, start: int = 0, rank: int = 0, ranks: int = 1) -> None:
+        self.batch, self.start, self.rank, self.ranks = batch, start, rank, ranks
+
+    def __iter__(self) -> Iterator[list[int]]:
+        size, step = self.batch * self.ranks, self.start
+        while True:
+            yield list(range(step * size + self.rank, (step + 1) * size, self.ranks))
+            step += 1
+
+
+class RenderedSplit:
+    """Reads like a `StoredSplit`, but renders its recipes when they are asked for."""
+
+    fields = frozenset(WAVEFORMS)
+
+    def __init__(self, recipes: Sequence[Recipe], utterances: Mapping[str, Utterance], rate: int) -> None:
+        self.recipes, self.utterances, self.rate = recipes, utterances, rate
+        self.fingerprint = fingerprint([recipe.to_line() for recipe in recipes])
+        # both fields of an example are read one after the other
+        self._render = lru_cache(maxsize=64)(self._render_now)
+
+    def __len__(self) -> int:
+        return len(self.recipes)
+
+    def _render_now(self, row: int) -> Example:
+        return render(self.recipes[row], self.utterances, self.rate)
+
+    def read_float(self, field: str, rows: Sequence[int]) -> np.ndarray:
+        """`mixture_wave` or `target_wave` of examples of equal length: float32 [len(rows), N]."""
+        return np.stack([getattr(self._render(row), field.removesuffix("_wave")) for row in rows])
+
+    def batches(self, size: int) -> Iterator[list[int]]:
+        """All rows, at most `size` at a time, those of equal length together."""
+        lengths: dict[int, list[int]] = {}
+        for row, recipe in enumerate(self.recipes):
+            lengths.setdefault(round(recipe.seconds * self.rate), []).append(row)
+        for _, rows in sorted(lengths.items()):
+            for start in range(0, len(rows), size):
+                yield rows[start : start + size]

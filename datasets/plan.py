@@ -1,0 +1,213 @@
+"""From corpora to splits: who and what belongs to training, validation and test, and the drawers of each."""
+
+from __future__ import annotations
+
+import fnmatch
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from config.schema import Data
+from datasets.corpus import (
+    Corpus,
+    Utterance,
+    corpus_fingerprint,
+    index_corpus,
+    index_sounds,
+    split_speakers,
+)
+from datasets.draw import Drawer
+from datasets.lists import Listed
+from datasets.recipe import Recipe
+from datasets.store import SPLITS, Store
+from utils.errors import UserError
+from utils.files import fingerprint
+
+SOUNDS = ("noise", "music", "rirs")
+SCORED = tuple(name for name in SPLITS if name != "train")
+OFFICIAL = {"tr": "train", "cv": "validation", "tt": "test"}
+"""WHAM!'s own division, which is kept."""
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """Everything that recipes may name, by kind (`speech` and SOUNDS), its fingerprint, and what is unusable."""
+
+    by_kind: dict[str, tuple[Utterance, ...]]
+    fingerprint: str
+    unusable: tuple[tuple[str, str], ...]
+
+    @property
+    def by_id(self) -> dict[str, Utterance]:
+        return {u.id: u for found in self.by_kind.values() for u in found}
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """One split before anything is rendered: `count` recipes, the persons asked for, and remarks for people."""
+
+    name: str
+    count: int
+    recipes: Iterable[Recipe]
+    speakers: list[str]
+    same_utterance: int
+    left_out: list[tuple[str, str]]
+    drawer: Drawer | None = None
+
+    def describe(self) -> str:
+        parts = [f"{len(self.speakers)} speakers"]
+        if self.left_out:
+            parts.append(f"{len(self.left_out)} left out (listed in unusable.csv)")
+        if self.same_utterance:
+            parts.append(
+                f"{self.same_utterance} have one utterance: their reference is its other half (an easier task)"
+            )
+        return f"{self.name}: {'; '.join(parts)}"
+
+
+def index_recordings(data: Data, cache: Path | None = None) -> Recordings:
+    """Indexes every folder that `data` names; prints what was found. Raises UserError where nothing is."""
+    speech = index_corpus(data.corpus, check=data.check, cache=cache)
+    if data.subsets is not None:
+        speech = _only_subsets(speech, data.subsets)
+    print(f"corpus: {speech.describe()}")
+    by_kind, unusable, prints = {"speech": speech.utterances}, list(speech.unusable), [speech.fingerprint]
+    for kind in SOUNDS:
+        if folders := getattr(data, kind):
+            found = index_sounds(folders, kind.removesuffix("s"), check=data.check, cache=cache)
+            print(f"{kind}: {found.describe()}")
+            # a name of their own: an utterance may be called alike
+            by_kind[kind] = tuple(replace(u, id=f"{kind}:{u.id}") for u in found.utterances)
+            unusable += found.unusable
+            prints.append(found.fingerprint)
+    name = prints[0] if len(prints) == 1 else fingerprint(prints)
+    return Recordings(by_kind, name, tuple(sorted(unusable)))
+
+
+def _only_subsets(corpus: Corpus, subsets: Sequence[str]) -> Corpus:
+    kept = tuple(u for u in corpus.utterances if is_in(u, subsets))
+    if not kept:
+        known = ", ".join(sorted({u.subset for u in corpus.utterances} - {""})) or "none"
+        raise UserError(f"data.subsets: {', '.join(subsets)}: not in this corpus (its subsets: {known})")
+    return replace(corpus, utterances=kept, fingerprint=corpus_fingerprint(kept))
+
+
+def is_in(utterance: Utterance, subsets: Sequence[str]) -> bool:
+    """Whether one of the patterns (`dev-clean`, `dev-*`) is the utterance's subset."""
+    return any(fnmatch.fnmatchcase(utterance.subset, pattern) for pattern in subsets)
+
+
+def plan_draws(data: Data, recordings: Recordings) -> dict[str, SplitPlan]:
+    """All three splits, their speakers and sounds disjoint. Raises UserError when something is too little."""
+    speakers: dict[str, list[Utterance]] = {}
+    for utterance in recordings.by_kind["speech"]:
+        speakers.setdefault(utterance.speaker, []).append(utterance)
+    names = split_speakers(sorted(speakers), data.seed, wanted_speakers(data, speakers))
+    counts = {"train": data.train, "validation": data.validation.examples, "test": data.test.examples}
+    sounds = split_sounds(recordings.by_kind, data)
+    plans = {}
+    for split in SPLITS:
+        of_split = {name: speakers[name] for name in names[split]}
+        drawer = Drawer(split, of_split, data, sounds[split], recordings.fingerprint)
+        plans[split] = SplitPlan(
+            split, counts[split], _Draws(drawer, counts[split]), sorted(drawer.voices),
+            drawer.same_utterance, drawer.unusable, drawer,
+        )  # fmt: skip
+    return plans
+
+
+def plan_list(name: str, listed: Listed, speaker_of: Mapping[str, str]) -> SplitPlan:
+    """A split of listed recipes. Raises UserError when none of them can be rendered."""
+    if not listed.recipes:
+        row, _, cause = listed.missing[0] if listed.missing else (0, "", "the list is empty")
+        raise UserError(
+            f"{name}: none of {len(listed.missing)} listed examples can be rendered (row {row}: {cause})"
+        )
+    same = {
+        speaker_of[recipe.reference.utterance]
+        for recipe in listed.recipes
+        if recipe.target and recipe.target.clips[0].utterance == recipe.reference.utterance
+    }
+    speakers = sorted({speaker_of[recipe.reference.utterance] for recipe in listed.recipes})
+    return SplitPlan(name, len(listed.recipes), listed.recipes, speakers, len(same), [])
+
+
+@dataclass(frozen=True)
+class _Draws:
+    drawer: Drawer
+    count: int
+
+    def __iter__(self) -> Iterator[Recipe]:
+        return map(self.drawer.draw, range(self.count))
+
+
+def wanted_speakers(
+    data: Data, speakers: Mapping[str, Sequence[Utterance]]
+) -> dict[str, tuple[float, Sequence[str] | None]]:
+    """Of every scored split, what `split_speakers` takes: a share of all speakers, or their ids."""
+    wanted: dict[str, tuple[float, Sequence[str] | None]] = {}
+    for name in SCORED:
+        part = getattr(data, name)
+        ids = part.speaker_ids
+        if part.subsets is not None:
+            ids = [s for s, found in speakers.items() if any(is_in(u, part.subsets) for u in found)]
+            if len(ids) < 2:
+                there = ", ".join(sorted({u.subset for found in speakers.values() for u in found} - {""}))
+                raise UserError(
+                    f"data.{name}.subsets: {len(ids)} speakers in {', '.join(part.subsets)}, two are needed "
+                    f"(the corpus' subsets: {there or 'none'})"
+                )
+        wanted[name] = (part.speakers, ids)
+    return wanted
+
+
+def split_sounds(
+    by_kind: Mapping[str, Sequence[Utterance]], data: Data
+) -> dict[str, dict[str, list[Utterance]]]:
+    """Disjoint noises, music and rooms of every split: the corpus' own division, else shares by seed.
+
+    Each split gets at least one recording; fewer than three of a kind serve in all splits, which is said.
+    """
+    found: dict[str, dict[str, list[Utterance]]] = {split: {} for split in SPLITS}
+    for kind in SOUNDS:
+        recordings = list(by_kind.get(kind, ()))
+        own = {split: [u for u in recordings if OFFICIAL.get(u.subset) == split] for split in SPLITS}
+        if all(own.values()):
+            parts = own
+        elif len(recordings) < len(SPLITS):
+            if recordings:
+                print(f"NOTE: {len(recordings)} of data.{kind} are too few to divide: all splits share them")
+            parts = {split: recordings for split in SPLITS}
+        else:
+            order = np.random.default_rng([data.seed, zlib.crc32(kind.encode())]).permutation(len(recordings))
+            left = [recordings[i] for i in order]
+            parts = {}
+            for split in SCORED:
+                count = min(max(1, round(getattr(data, split).speakers * len(recordings))), len(left) - 1)
+                parts[split], left = left[:count], left[count:]
+            parts["train"] = left
+        for split in SPLITS:
+            found[split][kind] = sorted(parts[split], key=lambda u: u.id)
+    return found
+
+
+def drawer_of(store: Store, split: str) -> Drawer:
+    """The drawer that the store's recipes came from, or would have come from (data.mode live)."""
+    data = data_of(store)
+    wanted = set(store.report["splits"][split]["speakers"])
+    speakers: dict[str, list[Utterance]] = {}
+    for utterance in store.recordings["speech"]:
+        if utterance.speaker in wanted:
+            speakers.setdefault(utterance.speaker, []).append(utterance)
+    sounds = split_sounds(store.recordings, data)[split]
+    return Drawer(split, speakers, data, sounds, store.settings["corpus"])
+
+
+def data_of(store: Store) -> Data:
+    """The data section that a store was made with."""
+    tree: dict[str, Any] = {**store.settings["data"], **store.report["folders"]}
+    return Data(**tree)

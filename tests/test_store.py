@@ -1,0 +1,374 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import generator
+from config.load import load_config
+from config.schema import Audio
+from datasets import shards as shards_module
+from datasets.dataset import ShuffledBatches
+from datasets.live import FreshBatches, LiveExamples, RenderedSplit
+from datasets.mixture import render
+from datasets.plan import drawer_of
+from datasets.shards import ArrayFile, npy_header
+from datasets.store import Store, StoredSplit
+from model.features import StftFeatures, WaveFeatures
+from tests.conftest import TINY
+from utils.errors import UserError
+from utils.files import sha256_of
+
+ROOT = Path(__file__).parents[1]
+
+
+def make(corpus: Path, folder: Path, *more: str, processes: int = 1) -> Store:
+    arguments = ["-d", str(corpus), "-o", str(folder), "-p", str(processes), "--no-embeddings"]
+    generator.main([*arguments, *TINY, *more])
+    return Store(folder)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = [*folder.rglob("shard-*/*"), *folder.rglob("recipes.jsonl"), *folder.rglob("index.json")]
+    return {str(path.relative_to(folder)): sha256_of(path) for path in sorted(files)}
+
+
+@pytest.fixture(scope="module")
+def stored(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return make(corpus_folder, tmp_path_factory.mktemp("store") / "s")
+
+
+def test_stored_equals_rendered_now(stored: Store) -> None:
+    split = stored.split("test")
+    features = StftFeatures(Audio(n_fft=256, hop_length=128, win_length=256), True, True)
+    rows = [4, 1]
+    for field in ("mixture", "target", "cosine", "mixture_wave", "target_wave"):
+        live = [features(render(split.recipes[row], stored.utterances, 16000))[field] for row in rows]
+        np.testing.assert_array_equal(split.read(field, rows), np.stack(live))
+    assert "mixture_wave" not in stored.split("train").fields
+    assert split.read_float("cosine", rows).max() <= 1
+    rendered = RenderedSplit(list(split.recipes), stored.utterances, 16000)
+    for field in ("mixture_wave", "target_wave"):
+        np.testing.assert_array_equal(rendered.read_float(field, rows), split.read_float(field, rows))
+    assert list(rendered.batches(4)) == list(split.batches(4))
+
+
+def test_speakers_of_a_store_are_disjoint(stored: Store) -> None:
+    used = {
+        name: {
+            stored.utterances[clip.utterance].speaker
+            for recipe in stored.split(name).recipes
+            for source in recipe.sources
+            for clip in (*source.clips, recipe.reference)
+        }
+        for name in ("train", "validation", "test")
+    }
+    assert not (used["train"] & used["test"] or used["train"] & used["validation"])
+    assert not used["validation"] & used["test"]
+
+
+def test_processes_and_interruptions_change_nothing(
+    stored: Store, corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = hashes(stored.folder)
+    make(corpus_folder, tmp_path / "two", processes=2)
+    assert hashes(tmp_path / "two") == expected
+
+    count = 0
+
+    def dies(*arguments: object) -> object:
+        nonlocal count
+        count += 1
+        if count == 17:
+            raise KeyboardInterrupt
+        return render(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shards_module, "render", dies)
+    with pytest.raises(KeyboardInterrupt):
+        make(corpus_folder, tmp_path / "cut")
+    with pytest.raises(UserError, match="10 of 24 examples are rendered"):
+        Store(tmp_path / "cut").split("train")
+    # what a killed process would leave behind
+    (tmp_path / "cut" / "train" / ".shard-00001-abc").mkdir()
+    (tmp_path / "cut" / "train" / ".shard-00000-abc").mkdir()
+    monkeypatch.undo()
+    make(corpus_folder, tmp_path / "cut")
+    assert hashes(tmp_path / "cut") == expected
+    assert not list((tmp_path / "cut" / "train").glob(".shard-*"))
+
+
+KILLER = """
+import os, random, signal, sys, time
+from pathlib import Path
+import generator
+from config.load import run_script
+from datasets import shards
+from datasets.mixture import render
+
+def slow(*arguments):
+    time.sleep(0.005)  # so that the kills hit every stage
+    return render(*arguments)
+
+def life():
+    # forked, because 20 imports of torch would take a minute
+    child = os.fork()
+    if child == 0:
+        run_script(lambda: generator.main(sys.argv[2:]))
+    return child
+
+shards.render = slow
+chance, stages = random.Random(0), set()
+for _ in range(22):
+    child = life()
+    time.sleep(chance.uniform(0.02, 0.5))
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "it had finished before it was killed"
+    stages.add(len(list(Path(sys.argv[1]).glob("*/shard-*"))))
+print("stages", sorted(stages))
+_, status = os.waitpid(life(), 0)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def test_killed_22_times_at_random_points_the_same_command_completes_the_same_store(
+    corpus_folder: Path, tmp_path: Path
+) -> None:
+    more = ["data.train=1000", "store.shard_size=10"]
+    whole, folder = make(corpus_folder, tmp_path / "whole", *more), tmp_path / "s"
+    command = [sys.executable, "-c", KILLER, str(folder), "-d", str(corpus_folder), "-o", str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, "-p", "1", "--no-embeddings", *TINY, *more],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    stages = json.loads(result.stdout.split("stages ")[1].splitlines()[0])
+    assert len(stages) >= 5, "the kills fell into different stages"
+    assert hashes(folder) == hashes(whole.folder)
+    assert not list(folder.rglob(".shard-*")) and not list(folder.rglob(".recipes-*"))
+
+
+def test_ranks_share_the_shards_out_in_any_order(
+    stored: Store, corpus_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank in ("1", "0"):
+        make(corpus_folder, tmp_path / "s", "--rank", rank, "--ranks", "2")
+        left = "shards are left to the other ranks" in capsys.readouterr().out
+        assert left == (rank == "1")
+    assert hashes(tmp_path / "s") == hashes(stored.folder)
+
+
+def test_a_store_that_somebody_is_writing_is_left_alone(stored: Store, corpus_folder: Path) -> None:
+    import fcntl
+
+    with (stored.folder / ".lock-0-of-1").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another generator.py is writing it"):
+            make(corpus_folder, stored.folder)
+
+
+def test_a_store_made_with_other_settings_is_refused(
+    stored: Store, corpus_folder: Path, tmp_path: Path
+) -> None:
+    before = hashes(stored.folder)
+    for override, words in (
+        ("data.seed=7", r"data\.seed: 0 -> 7"),
+        ("store.kind=wave", r"store\.kind: stft -> wave"),
+        ("audio.hop_length=64", r"audio\.hop_length: 128 -> 64"),
+        ("data.kinds.target_alone=0.5", r"data\.kinds\.target_alone: 0\.0 -> 0\.5"),
+    ):
+        with pytest.raises(UserError, match=words):
+            make(corpus_folder, stored.folder, override)
+    assert hashes(stored.folder) == before
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="is not empty and no store"):
+        make(corpus_folder, tmp_path)
+
+
+def test_damage_is_found_and_a_folder_without_a_store_is_named(stored: Store, tmp_path: Path) -> None:
+    shutil.copytree(stored.folder / "test", tmp_path / "test")
+    split = StoredSplit(tmp_path / "test")
+    assert split.verify() == []
+    path = tmp_path / "test" / "shard-00000" / "mixture.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert split.verify() == [str(path)]
+    shard = tmp_path / "test" / "shard-00000" / "shard.json"
+    shard.write_text(json.dumps(json.loads(shard.read_text()) | {"fingerprint": "of another front end"}))
+    with pytest.raises(UserError, match="0 of 6 examples are rendered"):
+        StoredSplit(tmp_path / "test")
+    with pytest.raises(UserError, match="no store there"):
+        Store(tmp_path)
+
+
+def test_whole_utterances_of_unequal_length_lie_in_one_array(corpus_folder: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    shutil.copytree(corpus_folder, corpus)
+    import soundfile
+
+    for number, path in enumerate(sorted(corpus.rglob("*.flac"))):
+        samples, rate = soundfile.read(path, dtype="float32")
+        soundfile.write(path, samples[: 40000 + 1000 * (number % 7)], rate)
+    store = make(corpus, tmp_path / "s", "data.protocol=padded")
+    split = store.split("test")
+    lengths = {round(recipe.seconds * 16000) for recipe in split.recipes}
+    assert len(lengths) > 1
+    seen = []
+    for rows in split.batches(4):
+        waves = split.read_float("mixture_wave", rows)
+        assert waves.shape == (len(rows), round(split.recipes[rows[0]].seconds * 16000))
+        seen += rows
+        for row in rows:
+            example = render(split.recipes[row], store.utterances, 16000)
+            np.testing.assert_array_equal(split.read_one("mixture_wave", row), example.mixture)
+            assert split.read_one("mixture", row).shape == (-(-len(example.mixture) // 128) + 1, 129)
+    assert sorted(seen) == list(range(6))
+    assert split.verify() == []
+    again = make(corpus, tmp_path / "s", "data.protocol=padded")
+    assert hashes(again.folder) == hashes(store.folder)
+
+
+def test_waveforms_are_kept_as_they_are_or_in_16_bits_without_clipping(
+    stored: Store, corpus_folder: Path, tmp_path: Path
+) -> None:
+    example = render(stored.split("test").recipes[0], stored.utterances, 16000)
+    for dtype in ("float32", "int16"):
+        store = make(corpus_folder, tmp_path / dtype, "store.kind=wave", f"store.dtype={dtype}")
+        split = store.split("test")
+        assert split.fields == {"mixture_wave", "target_wave"} | ({"scale"} if dtype == "int16" else set())
+        for field, wanted in (("mixture_wave", example.mixture), ("target_wave", example.target)):
+            found = split.read_float(field, [0])[0]
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(found, wanted, atol=0 if dtype == "float32" else 2e-5)
+    loud = WaveFeatures("int16")(render(stored.split("test").recipes[0], stored.utterances, 16000))
+    assert np.abs(loud["mixture_wave"]).max() <= 32767
+    silent = np.zeros(10, np.float32)
+    from datasets.mixture import Example
+
+    assert not WaveFeatures("int16")(Example(silent, silent, silent))["mixture_wave"].any()
+
+
+def test_live_examples_are_those_that_would_have_been_stored(
+    stored: Store, corpus_folder: Path, tmp_path: Path
+) -> None:
+    live = make(corpus_folder, tmp_path / "live", "data.mode=live")
+    with pytest.raises(UserError, match="training examples are live"):
+        live.split("train")
+    drawer = drawer_of(live, "train")
+    recipes = stored.split("train").recipes
+    assert [drawer.draw(i) for i in range(len(recipes))] == list(recipes)
+    references = drawer.references()
+    examples = LiveExamples(drawer, live.utterances, 16000, references, np.eye(len(references), 9, dtype="f"))
+    batch = examples[[5, 1_000_000]]
+    assert batch["mixture_wave"].shape == (2, 24000) and batch["embedding"].shape == (2, 9)
+    kept = render(recipes[5], stored.utterances, 16000)
+    np.testing.assert_array_equal(batch["mixture_wave"][0].numpy(), kept.mixture)
+    assert not torch.equal(batch["mixture_wave"][0], batch["mixture_wave"][1])
+
+
+def test_recipe_and_tuple_lists_make_a_store_of_their_own(
+    stored: Store, corpus_folder: Path, tmp_path: Path
+) -> None:
+    listed = stored.folder / "test" / "recipes.jsonl"
+    store = make(corpus_folder, tmp_path / "again", "--recipes", str(listed))
+    assert store.splits == ["test"]
+    for name in ("mixture", "target", "cosine", "mixture_wave", "target_wave"):
+        path = Path("test/shard-00000") / f"{name}.npy"
+        assert sha256_of(store.folder / path) == sha256_of(stored.folder / path)
+    tuples = tmp_path / "t.csv"
+    tuples.write_text(
+        "clean_utterance,embedding_utterance,interference_utterance\n"
+        "100-7-0000,100-7-0001,101-7-0000\n5-5-5,6-6-6,7-7-7\n"
+    )
+    both = make(
+        corpus_folder, tmp_path / "both", "--tuples", f"test={tuples}", "--tuples", f"train={tuples}",
+        "data.protocol=padded",
+    )  # fmt: skip
+    assert both.splits == ["train", "test"]
+    assert len(both.split("test")) == len(both.split("train")) == 1
+    assert both.split("test").recipes[0].seconds == 4.0
+    assert both.split("train").recipes[0].seconds == 1.5
+    rows = (tmp_path / "both" / "missing.csv").read_text().splitlines()
+    assert rows[1:] == [
+        f"{split},2,5-5-5 6-6-6 7-7-7,missing audio: 5-5-5 6-6-6 7-7-7" for split in ("test", "train")
+    ]
+    tuples.write_text("clean_utterance,embedding_utterance,interference_utterance\n5-5-5,6-6-6,7-7-7\n")
+    for _ in range(2):
+        with pytest.raises(UserError, match="test: none of 1 listed examples can be rendered"):
+            make(corpus_folder, tmp_path / "none", "--tuples", str(tuples))
+    assert (tmp_path / "none" / "missing.csv").exists()
+
+
+def test_the_earlier_repositories_options_still_mean_what_they_said(
+    corpus_folder: Path, tmp_path: Path
+) -> None:
+    options = ["--train_size", "8", "--test_size", "4", "--vad", "1", "--reverse_data", "True"]
+    store = make(corpus_folder, tmp_path / "s", "--only_dev", "True", *options)
+    assert (len(store.split("train")), len(store.split("test"))) == (8, 4)
+    assert store.settings["data"]["vad"] == "merge" and store.settings["data"]["subsets"] == ["dev-*"]
+    assert all(recipe.reverse for recipe in store.split("test").recipes)
+    split = store.report["splits"]
+    assert not set(split["train"]["speakers"]) & set(split["test"]["speakers"])
+    plain = make(corpus_folder, tmp_path / "p", "--reverse_data", "False", "--only_dev", "False")
+    assert not any(recipe.reverse for recipe in plain.split("test").recipes)
+    with pytest.raises(UserError, match="expected True or False, got 'maybe'"):
+        make(corpus_folder, tmp_path / "x", "--reverse_data", "maybe")
+    with pytest.raises(UserError, match=r"data\.subsets: train-\*: not in this corpus .*dev-clean"):
+        make(corpus_folder, tmp_path / "x", "data.subsets=[train-*]")
+
+
+def test_splits_can_follow_the_corpus_own_subsets(corpus_folder: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "c"
+    shutil.copytree(corpus_folder, corpus)
+    for subset, names in (("test-clean", ("100", "101")), ("dev-other", ("102", "103"))):
+        for name in names:
+            (corpus / subset).mkdir(exist_ok=True)
+            shutil.move(corpus / "dev-clean" / name, corpus / subset / name)
+    store = make(
+        corpus, tmp_path / "s", "data.test={examples: 4, subsets: [test-*]}",
+        "data.validation={examples: 4, subsets: [dev-other]}",
+    )  # fmt: skip
+    split = store.report["splits"]
+    assert split["test"]["speakers"] == ["100", "101"]
+    assert split["validation"]["speakers"] == ["102", "103"]
+    with pytest.raises(UserError, match="speaker_ids and subsets both choose"):
+        load_config(None, ["data.test={examples: 4, subsets: [a], speaker_ids: [b]}"])
+
+
+def test_array_files_are_what_numpy_would_have_written(tmp_path: Path) -> None:
+    for parts in ([np.arange(6, dtype=np.int8).reshape(2, 3)] * 3, [np.ones((2, 3)), np.zeros((5, 3))]):
+        path = tmp_path / "a.npy"
+        with path.open("wb") as file:
+            array = ArrayFile(file, parts[0])
+            for part in parts:
+                array.append(part)
+            lengths = array.finish()
+        joined = np.concatenate(parts) if lengths else np.stack(parts)
+        np.testing.assert_array_equal(np.load(path, mmap_mode="r"), joined)
+        assert lengths == ([2, 5] if lengths else [])
+    assert len(npy_header(np.dtype("float16"), (10**9, 10**6, 10**6))) == 128
+
+
+def test_batches_are_a_function_of_the_step_and_ranks_share_them() -> None:
+    def take(sampler: ShuffledBatches | FreshBatches, count: int) -> list[list[int]]:
+        return [batch for batch, _ in zip(sampler, range(count), strict=False)]
+
+    straight = take(ShuffledBatches(10, 4, seed=3), 7)
+    assert take(ShuffledBatches(10, 4, seed=3, start=5), 2) == straight[5:]
+    assert len({*straight[0], *straight[1]}) == 8
+    halves = [take(ShuffledBatches(10, 2, seed=3, rank=r, ranks=2), 7) for r in (0, 1)]
+    assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == [sorted(b) for b in straight]
+
+    fresh = take(FreshBatches(4), 5)
+    assert sum(fresh, []) == list(range(20)) and take(FreshBatches(4, start=3), 2) == fresh[3:]
+    halves = [take(FreshBatches(2, rank=r, ranks=2), 5) for r in (0, 1)]
+    assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == fresh
