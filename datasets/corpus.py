@@ -144,7 +144,7 @@ def _index(
 
 
 def _list_root(root: str, kind: str, layouts: Mapping[str, Layout], number: str) -> Listing:
-    """What the layout of one root finds; ids that are not the corpus' own get a prefix if there is a `number`."""
+    """What the layout of one root finds; a `number` begins ids that are not the corpus' own."""
     forced, colon, path = root.partition(":")
     known = [*layouts, MANIFEST] if kind == "speech" else list(layouts)
     forced, folder = (forced, Path(path)) if colon and forced in known else ("", Path(root))

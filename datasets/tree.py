@@ -77,8 +77,8 @@ def stem(path: str) -> str:
 def walk_files(root: Path | str) -> Iterator[str]:
     """Paths of all files below `root` relative to it, with `/`; hidden ones and `__MACOSX` are no data.
 
-    Follows links to folders, but not in a circle; a dead link counts as a file if its name is one of audio, so
-    that it is reported. Raises UserError for a folder that cannot be read.
+    Follows links to folders, but not in a circle; a dead link counts as a file if its name is one of audio,
+    so that it is reported. Raises UserError for a folder that cannot be read.
     """
     top = os.stat(root)
     stack = [("", frozenset({(top.st_dev, top.st_ino)}))]
