@@ -10,74 +10,19 @@ import soundfile
 from config.load import load_config
 from config.schema import Audio, Config, Data
 from datasets import store as store_module
-from datasets.corpus import Utterance, index_corpus, split_speakers
+from datasets.corpus import Utterance, index_corpus
 from datasets.dataset import ShuffledBatches
 from datasets.mixture import Clip, Drawer, Recipe, read_clip, render
 from datasets.store import Store, StoredSplit, write_split
 from generator import generate
 from model.features import StftFeatures
-from tests.conftest import SHARED, TINY, tone_voice
+from tests.conftest import TINY
 from utils.errors import UserError
 from utils.files import sha256_of
 
 
 def tiny_config(*more: str) -> Config:
     return load_config(None, [*TINY, *more])
-
-
-# ---------------------------------------------------------------- corpora
-
-
-def test_librispeech_layout_brings_speakers_and_texts(corpus_folder: Path) -> None:
-    corpus = index_corpus([corpus_folder])
-    assert (len(corpus.by_speaker()), len(corpus.utterances), corpus.unusable) == (8, 24, ())
-    assert corpus.utterances[0].id == "100-7-0000"
-    assert corpus.utterances[0].text == "WORDS OF 100-7-0000"
-
-
-def test_any_folder_of_speakers_is_a_corpus_and_what_is_unusable_is_listed(tmp_path: Path) -> None:
-    for speaker in ("ann", "bob"):
-        (tmp_path / speaker / "session").mkdir(parents=True)
-        soundfile.write(tmp_path / speaker / "session" / "a.wav", tone_voice(0, 2, 0, 44100), 44100)
-    (tmp_path / "ann" / "text.wav").write_text("no audio")
-    soundfile.write(tmp_path / "bob" / "short.wav", np.zeros(100), 16000)
-    soundfile.write(tmp_path / "loose.wav", np.zeros(32000), 16000)
-    shutil.copy(tmp_path / "ann/session/a.wav", tmp_path / "ann/session/a.flac")
-    corpus = index_corpus([tmp_path])
-    assert [u.id for u in corpus.utterances] == ["ann/session/a", "bob/session/a"]
-    assert {u.speaker for u in corpus.utterances} == {"ann", "bob"}
-    causes = {Path(path).name: cause.split(":")[0] for path, cause in corpus.unusable}
-    assert causes == {
-        "text.wav": "unreadable",
-        "short.wav": "too short",
-        "loose.wav": "no speaker folder",
-        "a.wav": "repeated id",
-    }
-
-
-def test_corpora_that_are_none_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such corpus folder"):
-        index_corpus([tmp_path / "nowhere"])
-    with pytest.raises(UserError, match="no audio file below it"):
-        index_corpus([tmp_path])
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x.wav").write_text("no audio")
-    with pytest.raises(UserError, match="none of 1 files can be used"):
-        index_corpus([tmp_path])
-
-
-def test_speakers_are_disjoint_seeded_and_never_fewer_than_two() -> None:
-    names = [str(i) for i in range(30)]
-    wanted = {"validation": (0.1, None), "test": (0.2, ["3", "4", "5"])}
-    splits = split_speakers(names, 1, wanted)
-    assert splits == split_speakers(names[::-1], 1, wanted)
-    assert splits != split_speakers(names, 2, wanted)
-    assert sorted(name for ids in splits.values() for name in ids) == sorted(names)
-    assert splits["test"] == ["3", "4", "5"]
-    assert len(split_speakers(names, 1, {"test": (0.01, None)})["test"]) == 2
-    for bad, words in (({"test": (0.1, ["x"])}, "x: not among"), ({"test": (0.1, names)}, "train 0")):
-        with pytest.raises(UserError, match=words):
-            split_speakers(names, 1, bad)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- recipes
@@ -276,13 +221,6 @@ def test_batches_are_a_function_of_the_step_and_ranks_share_them() -> None:
     assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == [sorted(b) for b in straight]
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real speech at {SHARED}")
-def test_the_librispeech_excerpt_indexes_completely() -> None:
-    corpus = index_corpus([SHARED / "LibriSpeech"])
-    assert (len(corpus.by_speaker()), len(corpus.utterances)) == (256, 665)
-    assert corpus.unusable == ()
-
-
 def test_speeds_make_other_voices_of_target_and_reference_alike(corpus_folder: Path) -> None:
     corpus = index_corpus([corpus_folder])
     utterances = {u.id: u for u in corpus.utterances}
@@ -297,12 +235,3 @@ def test_speeds_make_other_voices_of_target_and_reference_alike(corpus_folder: P
     slow = next(recipe for recipe in recipes if recipe.reference.speed == 0.8)
     clip = slow.reference
     assert len(read_clip(clip, utterances[clip.utterance], 16000)) == round(clip.frames / 0.8)
-
-
-def test_equal_folder_names_below_two_roots_are_different_persons(tmp_path: Path) -> None:
-    for root in ("one", "two"):
-        (tmp_path / root / "ann").mkdir(parents=True)
-        soundfile.write(tmp_path / root / "ann" / "a.wav", tone_voice(0, 2, 0), 16000)
-    corpus = index_corpus([tmp_path / "one", tmp_path / "two"])
-    assert sorted(corpus.by_speaker()) == ["0-one/ann", "1-two/ann"]
-    assert corpus.unusable == ()
