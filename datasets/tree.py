@@ -53,6 +53,8 @@ class Tree:
         """Files of these names (whatever their case) below the root or right above it."""
         inside = [Path(self.path(file)) for file in self.other if file.rpartition("/")[2].lower() in names]
         above = self.root.resolve().parent
+        if not os.access(above, os.R_OK | os.X_OK):  # the root alone may be open to us
+            return inside
         beside = [above / name for name in sorted(os.listdir(above)) if name.lower() in names]
         return inside + [path for path in beside if path.is_file()]
 
