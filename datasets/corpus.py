@@ -144,11 +144,12 @@ def _index(
 
 
 def _list_root(root: str, kind: str, layouts: Mapping[str, Layout], number: str) -> Listing:
-    """What the layout of one root finds; ids that are not the corpus' own get a prefix if there is a `number`."""
+    """What the layout of one root finds; a `number` begins ids that are not the corpus' own."""
     forced, colon, path = root.partition(":")
     known = [*layouts, MANIFEST] if kind == "speech" else list(layouts)
     forced, folder = (forced, Path(path)) if colon and forced in known else ("", Path(root))
-    is_table = forced == MANIFEST or (kind == "speech" and not forced and folder.suffix.lower() == ".csv")
+    by_name = kind == "speech" and not forced and folder.suffix.lower() == ".csv" and not folder.is_dir()
+    is_table = forced == MANIFEST or by_name
     if is_table and folder.is_file():
         name, listing, own_ids = MANIFEST, manifest(folder), False
     elif is_table or not folder.is_dir():

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -101,9 +102,22 @@ def digest_of(path: str) -> str:
     return digest.hexdigest()
 
 
+def _cores() -> int:
+    """Cores that we may use, which a container or a batch system may have restricted."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _start_worker() -> None:
-    """Ctrl-C reaches all processes of a terminal; the parent ends the others."""
+    """Ctrl-C reaches all processes of a terminal, and the parent ends the others; if it cannot, they end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _check_chunk(paths: Sequence[str], check: str) -> list[FileCheck]:
@@ -198,7 +212,7 @@ def scan_files(
     """
     if check not in CHECKS:
         raise UserError(f"check: expected one of {', '.join(CHECKS)}, got {check!r}")
-    processes = processes or len(os.sched_getaffinity(0))
+    processes = processes or _cores()
     store = ScanCache(cache or DEFAULT_CACHE, check)
     results: dict[int, FileCheck] = {}
     stamps: dict[int, Stamp] = {}

@@ -91,7 +91,7 @@ def is_wham(tree: Tree) -> bool:
 
 
 def rirs_noises(tree: Tree, kind: str) -> Listing:
-    """RIRS_NOISES (OpenSLR 28): `rir` takes simulated and real responses, `noise` point sources and isotropic.
+    """RIRS_NOISES (OpenSLR 28): `rir` takes simulated and real ones, `noise` point sources and isotropic.
 
     ROOT/[RIRS_NOISES/]
         simulated_rirs/{small,medium,large}room/Room001/Room001-00001.wav

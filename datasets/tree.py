@@ -53,6 +53,8 @@ class Tree:
         """Files of these names (whatever their case) below the root or right above it."""
         inside = [Path(self.path(file)) for file in self.other if file.rpartition("/")[2].lower() in names]
         above = self.root.resolve().parent
+        if not os.access(above, os.R_OK | os.X_OK):  # the root alone may be open to us
+            return inside
         beside = [above / name for name in sorted(os.listdir(above)) if name.lower() in names]
         return inside + [path for path in beside if path.is_file()]
 
@@ -77,8 +79,8 @@ def stem(path: str) -> str:
 def walk_files(root: Path | str) -> Iterator[str]:
     """Paths of all files below `root` relative to it, with `/`; hidden ones and `__MACOSX` are no data.
 
-    Follows links to folders, but not in a circle; a dead link counts as a file if its name is one of audio, so
-    that it is reported. Raises UserError for a folder that cannot be read.
+    Follows links to folders, but not in a circle; a dead link counts as a file if its name is one of audio,
+    so that it is reported. Raises UserError for a folder that cannot be read.
     """
     top = os.stat(root)
     stack = [("", frozenset({(top.st_dev, top.st_ino)}))]
