@@ -18,6 +18,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 from collections import Counter
@@ -45,6 +46,7 @@ from utils.files import atomic_file, write_csv
 
 PROCESSES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 RECORD, REPORT = ".normalize.jsonl", "normalize.csv"
+LEFTOVER = re.compile(r"^(.*/|)\.([^/]+)-[a-z0-9_]{8}(\.[^./]*|)$")  # as atomic_file names them
 FULL_SCALE = 1 - 2**-15  # the largest sample of 16 bits
 
 
@@ -58,8 +60,8 @@ class Settings:
     format: str = "flac"
 
     def __post_init__(self) -> None:
-        if not 8000 <= self.rate <= 192000:
-            raise UserError(f"--rate {self.rate}: expected 8000 to 192000 Hz")
+        if not 8000 <= self.rate <= 48000:  # FLAC knows only some of the higher ones
+            raise UserError(f"--rate {self.rate}: expected 8000 to 48000 Hz")
         if not -70 < self.loudness <= 0:
             raise UserError(f"--loudness {self.loudness:g}: expected more than -70 and at most 0 LUFS")
         if self.format not in ("flac", "wav"):
@@ -161,6 +163,7 @@ def normalize_tree(source: Path, target: Path, settings: Settings, processes: in
     tasks, clashes = _plan(source, target, settings)
     done = _open_record(target, settings)
     left = [task for task in tasks if not _is_finished(task, done.get(task.path))]
+    _remove_leftovers(target, {task.output for task in left})
     taken = {task.path for task in left}
     rows = {task.path: done[task.path] for task in tasks if task.path not in taken}
     with (target / RECORD).open("a", encoding="utf-8") as record:
@@ -232,6 +235,15 @@ def _is_finished(task: Task, row: Row | None) -> bool:
         and (row.output, row.size, row.mtime) == (task.output, task.size, task.mtime)
         and (task.target / task.output).exists()
     )
+
+
+def _remove_leftovers(target: Path, outputs: set[str]) -> None:
+    """Temporary files that a killed run left beside files that are to be made now; they look like audio."""
+    for path in target.rglob(".*") if outputs else ():
+        if match := LEFTOVER.match(path.relative_to(target).as_posix()):
+            folder, stem, suffix = match.groups()
+            if f"{folder}{stem}{suffix}" in outputs:
+                path.unlink()
 
 
 def _run(tasks: Sequence[Task], processes: int) -> Iterator[Row]:

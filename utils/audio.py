@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,7 +171,7 @@ def integrated_loudness(samples: np.ndarray, rate: int) -> float:
     """
     import pyloudnorm  # here: it imports scipy.signal, which takes a second
 
-    block = round(LOUDNESS_BLOCK * rate) + 1
+    block = math.ceil(LOUDNESS_BLOCK * rate)
     if len(samples) < block:
         samples = np.tile(samples, -(-block // len(samples)))[:block]
     # float64, since the weighting's high-pass at 38 Hz is a recursive filter
