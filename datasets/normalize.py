@@ -1,10 +1,11 @@
 """Brings a folder of audio to one rate and one loudness: `python -m datasets.normalize SOURCE -o TARGET`.
 
-Corpora differ in level, and so do the readers within one; a mixture of two utterances is as hard as their
-levels are apart. The measure is integrated loudness (EBU R 128, which is ITU-R BS.1770-4): it weights
-frequencies as the ear does and leaves pauses out, so that a hesitant reader is not made louder than a fluent
-one, as equal RMS would, nor a voice quieter for one click, as equal peaks would. One gain is applied to a
-whole file; nothing is compressed or limited.
+Corpora differ in level, and so do the readers within one (615 utterances of LibriSpeech train-clean-100 lie
+8.6 dB apart from the 5th to the 95th percentile); a mixture is as hard as its voices' levels differ. The
+measure is integrated loudness (EBU R 128, which is ITU-R BS.1770-4): it weights frequencies as the ear does
+and leaves pauses out, so that a hesitant reader is not made louder than a fluent one, as equal RMS would, nor
+a voice quieter for one click, as equal peaks would. Each file gets one gain, and there is no limiter: where a
+16-bit file would pass full scale, the gain is lower (at -23 LUFS in 48 of those 615 files, at -28 in none).
 
 This replaces the shell script of earlier repositories, which called ffmpeg-normalize for each file. No ffmpeg
 is needed, its filter's dynamic mode, a gain that changes within the file, cannot set in where a peak is high,
@@ -21,6 +22,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -267,6 +269,15 @@ def _run(tasks: Sequence[Task], processes: int) -> Iterator[Row]:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends the pool
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent would leave its workers waiting for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _write_report(target: Path, done: Sequence[Row], failed: Sequence[Row], orphans: Sequence[Row]) -> None:
