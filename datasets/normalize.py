@@ -228,7 +228,9 @@ def _open_record(target: Path, settings: Settings) -> dict[str, Row]:
         raise UserError(f"{path}: not a record of this command ({error})") from error
     if other := differences(first, asdict(settings)):
         raise UserError(f"{target}: made with other settings ({'; '.join(other)}), take another folder")
-    return {row.path: row for row in rows}
+    # what was written last under a name counts: a.mp3 may have given way to a.wav
+    last = {row.output: row for row in rows}
+    return {row.path: row for row in last.values()}
 
 
 def _is_finished(task: Task, row: Row | None) -> bool:

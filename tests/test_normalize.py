@@ -127,6 +127,20 @@ def test_only_what_changed_is_made_again(source: Path, tmp_path: Path) -> None:
     assert "is gone or failed" in report(target)[three]["note"]
 
 
+def test_sources_that_take_turns_under_one_name(tmp_path: Path) -> None:
+    folder, target = tmp_path / "s", tmp_path / "t"
+    folder.mkdir()
+    for number, name in enumerate(("a.flac", "a.wav")):
+        soundfile.write(tmp_path / name, tone_voice(number, 1.0, number), 16000)
+    made = []
+    for name in ("a.flac", "a.wav", "a.flac"):
+        (tmp_path / name).rename(folder / name)
+        normalize_tree(folder, target, Settings(), 1)
+        made.append((target / "a.flac").read_bytes())
+        (folder / name).rename(tmp_path / name)
+    assert made[0] == made[2] != made[1]
+
+
 def test_other_settings_into_the_same_folder(source: Path, tmp_path: Path, run: Callable[..., Any]) -> None:
     target = tmp_path / "target"
     normalize_tree(source, target, Settings(), 1)
