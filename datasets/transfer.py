@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 import http.client
 import itertools
+import lzma
 import os
+import re
 import shutil
+import stat
 import subprocess
 import tarfile
-import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
+import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import IO, BinaryIO
 
 from tqdm import tqdm
 
@@ -100,20 +104,23 @@ def download(
     md5: str = "",
     sha256: str = "",
     connect_timeout: float = 5.0,
+    expansion: float = 0.0,
 ) -> Path:
     """Downloads `url` to `path`, going on where an earlier run left `path`.part; `size` in bytes.
 
-    Each attempt to connect takes at most `connect_timeout` seconds. Raises Unreachable when the server
-    cannot be reached or refuses, and UserError when the connection keeps breaking (the .part stays), the
-    length or a checksum is wrong (the .part is removed), or the disk has too little space.
+    Besides the file there must be room for `expansion` times its length, for what will be unpacked from it;
+    where `size` is None, the length is the one that the server announces. Each attempt to connect takes at
+    most `connect_timeout` seconds. Raises Unreachable when the server cannot be reached or refuses, and
+    UserError when the connection keeps breaking (the .part stays), the length or a checksum is wrong (the
+    .part is removed), or the disk has too little space.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     if size is not None:
-        require_space(path.parent, size - length_of(part), url)
+        require_space(path.parent, size - length_of(part) + round(expansion * size), url)
     for attempt in itertools.count(1):
         try:
-            _receive(url, part, size, connect_timeout)
+            _receive(url, part, size, connect_timeout, expansion)
             break
         except urllib.error.HTTPError as error:
             raise Unreachable(f"{url}: the server answers {error.code} {error.reason}") from error
@@ -129,7 +136,7 @@ def download(
     return path
 
 
-def _receive(url: str, part: Path, size: int | None, connect_timeout: float) -> None:
+def _receive(url: str, part: Path, size: int | None, connect_timeout: float, expansion: float) -> None:
     """One connection: appends to `part` what it lacks, or starts over where the server ignores Range."""
     have = length_of(part)
     if have and have == size:
@@ -150,6 +157,9 @@ def _receive(url: str, part: Path, size: int | None, connect_timeout: float) -> 
         if size is not None and total != size:
             part.unlink(missing_ok=True)
             raise UserError(f"{url}: the server announces {total} bytes, expected {size}")
+        if size is None and total is not None:
+            # a part that is started over makes its own room
+            require_space(part.parent, total - have + round(expansion * total), url)
         with (
             part.open("ab" if resumed else "wb") as file,
             tqdm(desc=part.stem, total=total, initial=start, unit="B", unit_scale=True) as bar,
@@ -174,9 +184,13 @@ def verify(path: Path, origin: str, size: int | None = None, md5: str = "", sha2
     for kind, wanted in (("md5", md5), ("sha256", sha256)):
         if wanted and not wrong:
             digest = hashlib.new(kind)
-            with path.open("rb") as file:
+            with (
+                path.open("rb") as file,
+                tqdm(desc=f"check {kind}", total=length_of(path), unit="B", unit_scale=True) as bar,
+            ):
                 while block := file.read(1 << 20):
                     digest.update(block)
+                    bar.update(len(block))
             if digest.hexdigest() != wanted:
                 wrong = f"{kind} {digest.hexdigest()}, expected {wanted}"
     if wrong:
@@ -184,19 +198,30 @@ def verify(path: Path, origin: str, size: int | None = None, md5: str = "", sha2
         raise UserError(f"{origin}: damaged and removed: {wrong}")
 
 
-def unpack(archive: Path, folder: Path, inner: str = "") -> Path:
-    """Unpacks a tar file (of any compression) so that its folder `inner` becomes `folder`, all or nothing.
+# ---- unpacking
+_ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
+_DAMAGE = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError,
+    NotImplementedError, RuntimeError,  # zipfile: a compression it does not know, a password
+)  # fmt: skip
 
-    Files that lie beside `inner` (LibriSpeech's SPEAKERS.TXT) are put beside `folder`. Raises UserError for
-    a damaged archive and for a member that is a link or a device or would leave the folder.
+
+def unpack(archive: Path, folder: Path, inner: str = "") -> Path:
+    """Unpacks a zip file, or a tar file of any compression, so that its folder `inner` becomes `folder`.
+
+    All or nothing; what a killed run left is removed. Files that lie beside `inner` (LibriSpeech's
+    SPEAKERS.TXT) are put beside `folder`. Raises UserError for a damaged archive, for a member that is a
+    link or a device, stands twice or would leave the folder, and for more bytes than the disk has free.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        content = Path(temporary) / "content"
-        content.mkdir()
+    temporary = folder.with_name(f".{folder.name}-unpacking")
+    shutil.rmtree(temporary, ignore_errors=True)
+    content = temporary / "content"
+    content.mkdir(parents=True)
+    try:
         try:
             _extract(archive, content)
-        except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        except _DAMAGE as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk's fault, not the archive's
             raise UserError(f"{archive}: a damaged archive ({error})") from error
@@ -207,24 +232,79 @@ def unpack(archive: Path, folder: Path, inner: str = "") -> Path:
             if path.is_file():
                 path.replace(folder.parent / path.name)
         top.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
 def _extract(archive: Path, content: Path) -> None:
-    with (
-        archive.open("rb") as raw,
-        tarfile.open(fileobj=raw, mode="r:*") as tar,
-        tqdm(desc=f"unpack {archive.name}", total=length_of(archive), unit="B", unit_scale=True) as bar,
-    ):
+    bar = tqdm(desc=f"unpack {archive.name}", total=length_of(archive), unit="B", unit_scale=True)
+    with bar, archive.open("rb") as raw:
+        zipped = raw.read(4) in _ZIP_STARTS
+        raw.seek(0)
+        (_extract_zip if zipped else _extract_tar)(raw, content, _Members(archive), bar)
+
+
+def _extract_tar(raw: BinaryIO, content: Path, members: _Members, bar: tqdm) -> None:
+    """The packed bytes read so far are the progress: how much there is unpacked is known at the end only."""
+    with tarfile.open(fileobj=raw, mode="r:*") as tar:
         for member in tar:
-            name = PurePosixPath(member.name)
-            if name.is_absolute() or ".." in name.parts:
-                raise UserError(f"{archive}: refused, its member '{member.name}' would leave the folder")
-            if not (member.isfile() or member.isdir()):
-                raise UserError(f"{archive}: refused, its member '{member.name}' is a link or a device")
-            target = content / name
-            (target if member.isdir() else target.parent).mkdir(parents=True, exist_ok=True)
-            if (data := tar.extractfile(member)) is not None:
-                with target.open("wb") as file:
-                    shutil.copyfileobj(data, file)
+            plain = member.isfile() or member.isdir()
+            target = content / members.checked(member.name, member.isdir(), plain)
+            require_space(content, member.size, f"{members.archive}: '{member.name}'")
+            _write_member(target, tar.extractfile(member))
             bar.update(raw.tell() - bar.n)
+
+
+def _extract_zip(raw: BinaryIO, content: Path, members: _Members, bar: tqdm) -> None:
+    """The whole table of contents is checked before the first byte is written."""
+    with zipfile.ZipFile(raw) as packed:
+        targets = []
+        for info in packed.infolist():
+            # the upper half is a Unix mode, 0 where the archive was made elsewhere
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
+            targets.append((info, content / members.checked(info.filename, info.is_dir(), plain)))
+        require_space(content, sum(info.file_size for info, _ in targets), str(members.archive))
+        for info, target in targets:
+            if info.is_dir():
+                _write_member(target, None)
+            else:
+                with packed.open(info) as data:
+                    _write_member(target, data)
+            bar.update(info.compress_size)
+
+
+def _write_member(target: Path, data: IO[bytes] | None) -> None:
+    """A file with the bytes of `data`, or a folder where that is None."""
+    (target if data is None else target.parent).mkdir(parents=True, exist_ok=True)
+    if data is not None:
+        with target.open("wb") as file:
+            shutil.copyfileobj(data, file, 1 << 20)
+
+
+class _Members:
+    """Decides which members of an archive are written, and where; one object per archive."""
+
+    def __init__(self, archive: Path) -> None:
+        self.archive = archive
+        self._is_folder: dict[str, bool] = {}  # by name without case: some file systems know none
+
+    def checked(self, name: str, is_folder: bool, is_plain: bool) -> PurePosixPath:
+        """The path relative to the folder. Raises UserError for a member that means harm."""
+        path = PurePosixPath(name)
+        leaves = path.is_absolute() or ".." in path.parts or not (path.parts or is_folder)
+        # backslashes and drives are plain letters here, but another path on Windows
+        if leaves or "\\" in name or any(re.match("[A-Za-z]:", part) for part in path.parts):
+            raise UserError(f"{self.archive}: refused, its member '{name}' would leave the folder")
+        if not is_plain:
+            raise UserError(f"{self.archive}: refused, its member '{name}' is a link or a device")
+        key = str(path).casefold()
+        above = [str(parent).casefold() for parent in path.parents]
+        if (not is_folder and key in self._is_folder) or not all(
+            self._is_folder.get(k, True) for k in (*above, key)
+        ):
+            raise UserError(f"{self.archive}: refused, its member '{name}' stands twice in it")
+        self._is_folder.update(dict.fromkeys(above, True))
+        self._is_folder[key] = is_folder
+        return path

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from tqdm import tqdm
 
 from datasets.transfer import run_tool
-from utils.audio import level_db, read_mono
+from utils.audio import level_db, read_mono, write_flac
 from utils.errors import UserError
 from utils.files import atomic_folder, write_csv, write_text
 
@@ -94,7 +93,7 @@ def build_debian_voices(folder: Path) -> None:
             prompts = usable_prompts(tqdm(own, voice.person, unit="file"), unused)
             for number, samples in enumerate(join_prompts(prompts), 1):
                 unclipped = samples / max(1.0, np.abs(samples).max())
-                soundfile.write(building / voice.person / f"{number:04d}.flac", unclipped, RATE, "PCM_16")
+                write_flac(building / voice.person / f"{number:04d}.flac", unclipped, RATE)
         unused += [(path, "not by its name one of the persons") for path in left]
         rows = sorted((path.relative_to(packages).as_posix(), cause) for path, cause in unused)
         write_csv(building / "unused.csv", ("file", "cause"), rows)

@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import io
 import re
+import stat
 import subprocess
 import tarfile
 import threading
@@ -40,6 +41,7 @@ class Server(ThreadingHTTPServer):
         self.mode = "good"
         self.content = CONTENT
         self.ranges: list[str | None] = []
+        self.paths: list[str] = []
         self.url = f"http://127.0.0.1:{self.server_port}/file.bin"
 
 
@@ -52,6 +54,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         content, mode, wanted = self.server.content, self.server.mode, self.headers["Range"]
         self.server.ranges.append(wanted)
+        self.server.paths.append(self.path)
         start = int(wanted[6:-1]) if wanted and mode != "ignores range" else 0
         if mode == "missing" or start >= len(content):
             self.send_error(404 if mode == "missing" else 416)
@@ -226,6 +229,16 @@ def test_too_little_disk(server: Server, tmp_path: Path, monkeypatch: pytest.Mon
     assert get(server, tmp_path).read_bytes() == CONTENT  # only the rest has to fit
 
 
+def test_too_little_disk_for_what_the_server_announces(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: SimpleNamespace(free=400_000))
+    assert get(server, tmp_path, size=None).read_bytes() == CONTENT
+    with pytest.raises(UserError, match=r"needs 0\.6 MB in .*, where 0\.4 MB are free"):
+        get(server, tmp_path / "unpacked", size=None, expansion=1.1)
+    assert names(tmp_path / "unpacked") == set()
+
+
 # ---- unpack
 
 
@@ -239,6 +252,22 @@ def archive_of(path: Path, members: dict[str, bytes | tarfile.TarInfo]) -> Path:
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     return path
+
+
+def zip_of(path: Path, members: dict[str, bytes | zipfile.ZipInfo]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in members.items():
+            if isinstance(content, zipfile.ZipInfo):
+                packed.writestr(content, "/etc/passwd")
+            else:
+                packed.writestr(name, content)
+    return path
+
+
+def special_zip(name: str, kind: int) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = (kind | 0o777) << 16
+    return info
 
 
 def special(name: str, kind: bytes) -> tarfile.TarInfo:
@@ -260,9 +289,6 @@ def test_unpack_takes_the_inner_folder_and_its_neighbours(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("member", "content", "said"),
     [
-        ("../evil", b"x", "'../evil' would leave the folder"),
-        ("good/../../evil", b"x", "would leave the folder"),
-        ("/tmp/evil-absolute", b"x", "'/tmp/evil-absolute' would leave the folder"),
         ("link", special("link", tarfile.SYMTYPE), "'link' is a link or a device"),
         ("hard", special("hard", tarfile.LNKTYPE), "'hard' is a link or a device"),
         ("device", special("device", tarfile.CHRTYPE), "'device' is a link or a device"),
@@ -273,6 +299,103 @@ def test_unpack_refuses(tmp_path: Path, member: str, content: bytes | tarfile.Ta
     with pytest.raises(UserError, match=said):
         transfer.unpack(archive, tmp_path / "out")
     assert names(tmp_path) == {"a.tar.gz"}
+
+
+def test_unpack_of_a_zip(tmp_path: Path) -> None:
+    members: dict[str, Any] = {"R/README": b"r", "R/noise/": b"", "R/noise/a.wav": CONTENT, "other/x": b"x"}
+    archive = zip_of(tmp_path / "a.bin", members)
+    transfer.unpack(archive, tmp_path / "data" / "noise", "R/noise")
+    assert names(tmp_path / "data") == {"README", "noise", "noise/a.wav"}
+    assert (tmp_path / "data/noise/a.wav").read_bytes() == CONTENT
+    transfer.unpack(archive, tmp_path / "all")
+    assert names(tmp_path / "all") == {"R", *(name.rstrip("/") for name in members), "other"}
+
+
+HARMFUL = [
+    ("../evil", b"x", "'../evil' would leave the folder"),
+    ("good/../../evil", b"x", "would leave the folder"),
+    ("/tmp/evil-absolute", b"x", "would leave the folder"),
+    ("..\\evil", b"x", "would leave the folder"),
+    ("C:/evil", b"x", "'C:/evil' would leave the folder"),
+    ("good/c:evil", b"x", "would leave the folder"),
+    ("Good/FILE", b"x", "'Good/FILE' stands twice"),
+    ("good", b"x", "'good' stands twice"),
+    ("good/file/below", b"x", "'good/file/below' stands twice"),
+]
+
+
+@pytest.mark.parametrize("pack", [archive_of, zip_of])
+@pytest.mark.parametrize(("member", "content", "said"), HARMFUL)
+def test_unpack_refuses_names(
+    tmp_path: Path, member: str, content: bytes, said: str, pack: Callable[..., Path]
+) -> None:
+    archive = pack(tmp_path / "a.bin", {"good/file": b"g", member: content})
+    with pytest.raises(UserError, match=said):
+        transfer.unpack(archive, tmp_path / "out")
+    assert names(tmp_path) == {"a.bin"}
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO])
+def test_unpack_refuses_special_members_of_a_zip(tmp_path: Path, kind: int) -> None:
+    archive = zip_of(tmp_path / "a.zip", {"good/file": b"g", "odd": special_zip("odd", kind)})
+    with pytest.raises(UserError, match="'odd' is a link or a device"):
+        transfer.unpack(archive, tmp_path / "out")
+    assert names(tmp_path) == {"a.zip"}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("pack", [tarfile.open, zipfile.ZipFile])
+def test_unpack_refuses_a_repeated_member(tmp_path: Path, pack: Callable[..., Any]) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    with pack(tmp_path / "a.bin", "w") as archive:
+        for _ in range(2):
+            (archive.write if pack is zipfile.ZipFile else archive.add)(tmp_path / "file", "file")
+    with pytest.raises(UserError, match="'file' stands twice"):
+        transfer.unpack(tmp_path / "a.bin", tmp_path / "out")
+    assert names(tmp_path) == {"a.bin", "file"}
+
+
+@pytest.mark.parametrize("pack", [archive_of, zip_of])
+def test_unpack_refuses_more_than_the_disk_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: Callable[..., Path]
+) -> None:
+    archive = pack(tmp_path / "bomb", {"good/file": b"g", "zeros": bytes(3_000_000)})
+    assert archive.stat().st_size < 10_000
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: SimpleNamespace(free=2_000_000))
+    with pytest.raises(UserError, match=r"bomb.* needs 3\.0 MB in .*, where 2\.0 MB are free"):
+        transfer.unpack(archive, tmp_path / "out")
+    assert names(tmp_path) == {"bomb"}
+
+
+def test_unpack_removes_what_a_killed_run_left(tmp_path: Path) -> None:
+    (tmp_path / ".out-unpacking" / "content").mkdir(parents=True)
+    (tmp_path / ".out-unpacking" / "content" / "half").touch()
+    transfer.unpack(zip_of(tmp_path / "a.zip", {"x": b"x"}), tmp_path / "out")
+    assert names(tmp_path) == {"a.zip", "out", "out/x"}
+
+
+def test_unpack_of_a_zip_with_a_password(tmp_path: Path) -> None:
+    archive = zip_of(tmp_path / "a.zip", {"x": b"x"})
+    content = bytearray(archive.read_bytes())
+    for start, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(start) + offset] |= 1
+    archive.write_bytes(content)
+    with pytest.raises(UserError, match=r"a damaged archive .*password required"):
+        transfer.unpack(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize("where", [50, -77, -200_000])
+def test_unpack_of_a_damaged_zip(tmp_path: Path, where: int) -> None:
+    archive = zip_of(tmp_path / "a.zip", {"good/file": CONTENT})
+    content = bytearray(archive.read_bytes())
+    content[where] ^= 0xFF
+    archive.write_bytes(content)
+    with pytest.raises(UserError, match="a damaged archive"):
+        transfer.unpack(archive, tmp_path / "out", "good")
+    archive.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="a damaged archive"):
+        transfer.unpack(archive, tmp_path / "out")
+    assert names(tmp_path) == {"a.zip"}
 
 
 @pytest.mark.parametrize("cut", [0, 40, 600])
@@ -300,6 +423,159 @@ def test_fetch_of_an_archive_once(server: Server, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
     with pytest.raises(UserError, match="librispeech-dev-clean needs"):
         dl.fetch(source.name, tmp_path / "elsewhere")
+
+
+@pytest.fixture
+def offered(server: Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """One archive for all: three sources that are replaced by it, two of them a group."""
+    tar, packed = io.BytesIO(), io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w:gz") as archive:
+        for name in ("L/SPEAKERS.TXT", "L/one/1/a.txt", "L/two/2/a.txt"):
+            archive.addfile(tarfile.TarInfo(name))
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("wav/p1/p1_001.txt", "a")
+    contents = {"l-one": tar.getvalue(), "l-two": tar.getvalue(), "voices": packed.getvalue()}
+    sources = {}
+    for name, content in contents.items():
+        subset = name.removeprefix("l-")
+        base = server.url if name == "voices" else dl.OPENSLR
+        sources[name] = dl.Source(
+            name, "free", f"about {name}", f"L/{subset}" if subset != name else name, dl._fetch_archive,
+            url=f"{base}/resources/9/{subset}", size=len(content), md5=hashlib.md5(content).hexdigest(),
+            inner=f"L/{subset}" if subset != name else "",
+        )  # fmt: skip
+    monkeypatch.setattr(dl, "SOURCES", sources)
+    monkeypatch.setattr(dl, "GROUPS", {"l": ("l-one", "l-two")})
+    server.content = contents["l-one"]
+    return contents
+
+
+FETCHED = {"L", "L/SPEAKERS.TXT", "L/one", "L/one/1", "L/one/1/a.txt", "L/two", "L/two/2", "L/two/2/a.txt"}
+
+
+def mirror_of(server: Server, end: str = "") -> str:
+    return server.url.removesuffix("/file.bin") + end
+
+
+@pytest.mark.parametrize("end", ["", "/", "/resources", "/resources/"])
+def test_a_group_from_a_mirror(
+    server: Server, tmp_path: Path, offered: dict[str, bytes], run: Callable[..., Any], end: str
+) -> None:
+    arguments = (dl.main, "l", "l-two", "-o", tmp_path, "--mirror", mirror_of(server, end))
+    code, out, _ = run(*arguments)
+    assert code == 0 and out == f"{tmp_path / 'L/one'}: free\n{tmp_path / 'L/two'}: free\n"
+    assert names(tmp_path) == FETCHED
+    assert server.paths == ["/resources/9/one", "/resources/9/two"]
+    assert run(*arguments)[0] == 0 and len(server.paths) == 2
+
+
+def test_archives_are_kept_under_the_names_of_their_sources(
+    server: Server, tmp_path: Path, offered: dict[str, bytes], run: Callable[..., Any]
+) -> None:
+    arguments = ("l", "-o", tmp_path, "--mirror", mirror_of(server), "--keep_archives")
+    assert run(dl.main, *arguments)[0] == 0
+    assert names(tmp_path) == FETCHED | {"l-one.tar.gz", "l-two.tar.gz"}
+
+
+@pytest.mark.parametrize("bad", ["us.openslr.org", "ftp://us.openslr.org", "https://", "https://a/?b=c"])
+def test_a_mirror_that_is_none(tmp_path: Path, run: Callable[..., Any], bad: str) -> None:
+    code, _, errors = run(dl.main, "musan", "-o", tmp_path, "--mirror", bad)
+    assert code == 2 and errors.startswith(f"ERROR: --mirror {bad}: expected a server such as https://")
+    assert names(tmp_path) == set()
+
+
+def test_one_source_that_fails_does_not_stop_the_others(
+    server: Server, tmp_path: Path, offered: dict[str, bytes], run: Callable[..., Any]
+) -> None:
+    arguments = (dl.main, "voices", "l", "-o", tmp_path, "--mirror", mirror_of(server))
+    code, out, errors = run(*arguments)  # the server has one content only, which is not the zip file
+    assert code == 2 and names(tmp_path) == FETCHED
+    assert out.startswith("voices: is not from OpenSLR, --mirror does not apply\n")
+    last = errors.splitlines()[-1]
+    assert last.startswith(
+        f"ERROR: 1 of 3 sources failed; voices: {server.url}/resources/9/voices: the server"
+    )
+    server.content = offered["voices"]
+    assert run(*arguments)[0] == 0
+    assert names(tmp_path) == FETCHED | {
+        "voices", "voices/wav", "voices/wav/p1", "voices/wav/p1/p1_001.txt"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["breaks once", "corrupt", "ignores range", "says more"])
+def test_a_zip_from_a_server_that_misbehaves(
+    server: Server, tmp_path: Path, offered: dict[str, bytes], mode: str
+) -> None:
+    server.content, server.mode = offered["voices"], mode
+    if mode in ("corrupt", "says more"):
+        with pytest.raises(UserError, match=r"damaged and removed|announces"):
+            dl.fetch("voices", tmp_path)
+        assert names(tmp_path) == set()
+        server.mode = "good"
+    assert (dl.fetch("voices", tmp_path) / "wav/p1/p1_001.txt").read_text() == "a"
+
+
+def test_an_interrupted_unpacking_needs_no_second_download(
+    server: Server, tmp_path: Path, offered: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.content = offered["voices"]
+    with monkeypatch.context() as patch:
+        patch.setattr(transfer, "_write_member", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            dl.fetch("voices", tmp_path)
+    archive = dl.SOURCES["voices"].archive(tmp_path)
+    assert names(tmp_path) == {archive.name} and len(server.paths) == 1
+    dl.fetch("voices", tmp_path)
+    assert len(server.paths) == 1 and not archive.exists()
+
+
+def test_an_archive_that_lies_there_is_checked(
+    server: Server, tmp_path: Path, offered: dict[str, bytes]
+) -> None:
+    server.content = offered["voices"]
+    archive = dl.SOURCES["voices"].archive(tmp_path)
+    archive.write_bytes(bytes(len(server.content)))
+    with pytest.raises(UserError, match=r"voices\.tar\.gz: damaged and removed: md5"):
+        dl.fetch("voices", tmp_path)
+    assert dl.fetch("voices", tmp_path).is_dir()
+
+
+def test_space_for_a_group_is_looked_for_first(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: SimpleNamespace(free=90e9))
+    for options, needed in (((), 98087.2), (("--keep_archives",), 128851.7)):
+        code, _, errors = run(dl.main, "librispeech", "-o", tmp_path / "new", *options)
+        assert code == 2 and errors.startswith(f"ERROR: fetching 7 sources needs {needed} MB in ")
+    assert names(tmp_path) == set()
+
+
+def test_normalize_after_the_download(tmp_path: Path, run: Callable[..., Any]) -> None:
+    folder = tmp_path / "LibriSpeech" / "dev-clean"
+    for name in ("1/2/1-2-0003.flac", "1/2/1-2-0004.flac"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / name, noise(1.0, 3), RATE)
+    (folder.parent / "SPEAKERS.TXT").write_text("1 | F")
+    code, out, _ = run(dl.main, "librispeech-dev-clean", "-o", tmp_path, "--normalize", "-p", 1)
+    assert code == 0 and "2 audio files at -23 LUFS and 16000 Hz" in out
+    made = names(tmp_path / "LibriSpeech-normalized")
+    assert {"SPEAKERS.TXT", "dev-clean/1/2/1-2-0003.flac", "dev-clean/normalize.csv"} <= made
+    code, _, errors = run(dl.main, "resemblyzer", "-o", tmp_path, "--normalize")
+    assert code == 2 and "'resemblyzer': is not to be normalized: it holds no audio" in errors
+
+
+def test_the_table_of_sources(run: Callable[..., Any]) -> None:
+    code, out, _ = run(dl.main, "--list")
+    lines = out.splitlines()
+    assert code == 0 and [line.split()[0] for line in lines[1:]] == [*dl.SOURCES, *dl.GROUPS]
+    assert re.search(r"^librispeech +61,358 MB +CC BY 4\.0 ", out, re.MULTILINE)
+    for source in dl.SOURCES.values():
+        kinds = [len(source.md5) == 32, len(source.sha256) == 64]
+        assert source.size > 0 and (any(kinds) or not source.url)
+        assert set(source.md5 + source.sha256) <= set("0123456789abcdef")
+    archives = [source.archive(Path()) for source in dl.SOURCES.values()]
+    results = [source.result for source in dl.SOURCES.values()]
+    assert len(set(archives)) == len(set(results)) == len(dl.SOURCES)
 
 
 # ---- Debian voices
@@ -529,10 +805,10 @@ def test_choose_what_was_fetched_then_what_can_be(
 
 
 def test_command_line(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
-    code, _, errors = run(dl.main, "librispeech")
-    assert code == 2 and errors.startswith(
-        "ERROR: 'librispeech': no such source, expected one of librispeech-"
-    )
+    code, _, errors = run(dl.main, "musan", "libri", "-o", tmp_path)
+    assert code == 2 and errors.startswith("ERROR: 'libri': no such source, expected one of librispeech-")
+    code, _, errors = run(dl.main)
+    assert code == 2 and "no NAME given" in errors
     (tmp_path / "resemblyzer.pt").touch()
     code, out, _ = run(dl.main, "resemblyzer", "-o", tmp_path)
     assert code == 0 and out == f"{tmp_path / 'resemblyzer.pt'}: Apache-2.0\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -325,3 +326,44 @@ def _stretches(active: np.ndarray, rate: int, frames: int) -> tuple[tuple[int, i
     # what is left of the last frame goes with the frame before it
     ends = np.where(stops == len(active), frames, stops * size)
     return tuple((int(start) * size, int(end)) for start, end in zip(starts, ends, strict=True))
+
+
+# ---- loudness and lossless files
+
+
+def write_flac(path: Path | str, samples: np.ndarray, rate: int, bits: int = 16) -> None:
+    """Writes samples [N] or [channels, N] in [-1, 1] as FLAC with 16 or 24 bits, atomically.
+
+    Raises UserError when the folder cannot be written, ValueError for samples that would clip.
+    """
+    peak = peak_level(samples)
+    if not peak <= 1.0:
+        raise ValueError(f"{path}: the peak {peak} would clip, expected at most 1.0")
+    # encoded in memory: libsndfile would not say that the disk is full
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.asarray(samples).T, rate, subtype=f"PCM_{bits}", format="FLAC")
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+LOUDNESS_BLOCK = 0.4  # seconds, ITU-R BS.1770-4
+
+
+def integrated_loudness(samples: np.ndarray, rate: int) -> float:
+    """Gated loudness in LUFS of a mono signal [N] (ITU-R BS.1770-4, EBU R 128); -inf if all is under -70.
+
+    A signal shorter than one block of 0.4 s is repeated until it fills one: the level that it would have
+    if it went on, whereas padding with silence would make it seem quieter than it is.
+    """
+    import pyloudnorm  # here: it imports scipy.signal, which takes a second
+
+    block = math.ceil(LOUDNESS_BLOCK * rate)
+    if len(samples) < block:
+        samples = np.tile(samples, -(-block // len(samples)))[:block]
+    # float64, since the weighting's high-pass at 38 Hz is a recursive filter
+    return float(pyloudnorm.Meter(rate).integrated_loudness(samples.astype(np.float64)))
+
+
+def peak_level(samples: np.ndarray) -> float:
+    """The largest magnitude of a signal of any shape; 0 for an empty one."""
+    return float(np.abs(samples).max(initial=0.0))
