@@ -77,7 +77,7 @@ def _cause(found: Examined, whole: bool) -> str:
     cut = found.broken or missing > min(0.1 * found.rate, 0.1 * found.promised)
     has, promised = found.frames / found.rate, found.promised / found.rate
     if cut and not found.promised:
-        return f"truncated: {has:.1f} s, then an error"
+        return f"truncated: breaks off after {has:.1f} s"
     if cut and (whole or missing > 0):
         return f"truncated: {has:.1f} of {promised:.1f} s"
     if cut:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ FRAMES_PER_SECOND = 50  # of the levels that tell sound from silence
 RANGE_DB, FLOOR_DB = 40.0, -70.0
 CLOSED_GAP, SHORTEST_STRETCH = 0.3, 0.1  # seconds
 _WAV_SIZE = re.compile(r"^\s*data\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
+_OGG_PAGE = 1 << 16  # bytes, at most
 _STREAMED = 0x7FFFF000  # a WAV written to a pipe claims at least this many bytes: its writer could not know
 
 
@@ -228,11 +230,13 @@ def examine_audio(path: Path | str, whole: bool = True) -> Examined:
     else:
         with file:
             known = 0 < file.frames < 2**48  # else a FLAC written to a pipe
-            promised = _promised(file) if known else 0
+            cut = file.format == "OGG" and not _ogg_ends(path)  # Ogg says its length nowhere else
+            promised = _promised(file) if known and not cut else 0
             if known and not whole:
                 found = _examine_end(file, promised)
             else:
                 found = _examine(_blocks(file), file.samplerate, promised)
+            found = found._replace(broken=found.broken or cut)
     if found.frames == 0 and not found.promised:
         raise UserError(f"{path}: holds no samples")
     return found
@@ -244,6 +248,16 @@ def _promised(file: soundfile.SoundFile) -> int:
     if sizes is None or int(sizes[2]) == 0 or int(sizes[1]) >= _STREAMED:
         return file.frames
     return round(file.frames * int(sizes[1]) / int(sizes[2]))
+
+
+def _ogg_ends(path: Path | str) -> bool:
+    """Whether the last page of an Ogg file is marked as the stream's last."""
+    with Path(path).open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - _OGG_PAGE))
+        tail = file.read()
+    flags = tail.rfind(b"OggS") + 5  # after the magic and a version
+    return flags < len(tail) and bool(tail[flags] & 4)
 
 
 def _blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
