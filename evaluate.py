@@ -251,7 +251,8 @@ def markdown(summary: dict[str, Any]) -> str:
         lines.append(f"{summary['silent']} have a silent target or estimate, scored {SILENCE_DB:g} dB.")
     if summary["alone_n"]:
         lines.append(
-            f"{summary['alone_n']} examples hold the asked voice alone: SI-SDR {summary['alone_si_sdr_mean']:.2f} dB."
+            f"{summary['alone_n']} examples hold the asked voice alone: "
+            f"SI-SDR {summary['alone_si_sdr_mean']:.2f} dB."
         )
     if summary["absent_n"]:
         lines.append(

@@ -2,7 +2,8 @@
 
     python generator.py -c config/voicefilter.yaml -d LibriSpeech -o data/store
 
-Interrupted, the same command goes on. On several machines: torchrun, or --rank and --ranks in an array of jobs.
+Interrupted, the same command goes on. On several machines: torchrun, or --rank and --ranks in an array of
+jobs.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from model.foreign import load_embedder
 from utils import distributed
 from utils.errors import UserError
 from utils.files import locked, read_json, remove_leftovers, sha256_of, write_csv
+from utils.processes import cores
 
 OWN_FILES = ("store", "utterances", "unusable", "missing", "recipes", "index", "embeddings")
 
@@ -96,7 +98,7 @@ def true_or_false(text: str) -> bool:
 
 def default_processes() -> int:
     """The processors of this machine, divided by torchrun's processes on it."""
-    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def place_of(rank: int | None, ranks: int | None) -> tuple[int, int]:

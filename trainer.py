@@ -271,7 +271,8 @@ class Run:
             return list(WAVEFORMS)
         if self.needs_cosine and "cosine" not in split.fields:
             raise UserError(
-                f"{split.folder}: loss.si_sdr and loss.power_law_complex need store.cosine=true or store.kind=wave"
+                f"{split.folder}: loss.si_sdr and loss.power_law_complex need store.cosine=true or "
+                "store.kind=wave"
             )
         return ["mixture", "target", *(["cosine"] if self.needs_cosine else [])]
 
@@ -321,7 +322,8 @@ def _optimizer(network: torch.nn.Module, train: Train) -> torch.optim.Optimizer:
 
 
 def _with_settings_of(store: Store, config: Config) -> Config:
-    """The data and store sections as the store has them: what was rendered is rendered, whatever the YAML says."""
+    """The data and store sections as the store has them: what was rendered is rendered, whatever the YAML
+    says."""
     data = data_of(store)
     kept = StoreOptions(folder=config.store.folder, **store.settings["store"])
     own, there = (

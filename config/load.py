@@ -89,11 +89,11 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        both = isinstance(value, dict) and isinstance(old, dict)
-        if both and (key not in CHOICES or value.get("kind", old.get("kind")) == old.get("kind")):
-            merged[key] = _merge(old, value)
-        else:
-            merged[key] = value
+        merged[key] = value
+        if isinstance(value, dict) and isinstance(old, dict):
+            other_kind = value.get("kind", old.get("kind")) != old.get("kind")
+            if not (key in CHOICES and other_kind):
+                merged[key] = _merge(old, value)
     return merged
 
 

@@ -83,7 +83,8 @@ class Kinds(Options):
 
 
 class Interference(Options):
-    """What an interferer is, in shares: another speaker, a sound, or babble (many speakers at equal level)."""
+    """What an interferer is, in shares: another speaker, a sound, or babble (many speakers at equal
+    level)."""
 
     speech: float = Field(1.0, ge=0)
     noise: float = Field(0.0, ge=0)
@@ -134,11 +135,11 @@ class Data(Options):
     both ends, merge all of it. A stretch that is drawn holds `min_active` seconds of sound if the
     utterance has one.
 
-    `interferers` [fewest, most] of what `interference` says, each at its original level or at an SNR (`snr_db`:
-    dB, or a range) to the target; `babble_voices` speakers make a babble. `padding`: up to this share of the
-    mixture, target and interference are each silent at their ends. `gain_db` scales the whole mixture.
-    `paired`: each mixture serves twice, with each of its speakers as the target. `speeds`: training voices are
-    played at these factors. `reverse`: the target is everything but the reference's speaker.
+    `interferers` [fewest, most] of what `interference` says, each at its original level or at an SNR
+    (`snr_db`: dB, or a range) to the target; `babble_voices` speakers make a babble. `padding`: up to this
+    share of the mixture, target and interference are each silent at their ends. `gain_db` scales the whole
+    mixture. `paired`: each mixture serves twice, with each of its speakers as the target. `speeds`: training
+    voices are played at these factors. `reverse`: the target is everything but the reference's speaker.
     """
 
     corpus: list[str] = Field(default_factory=list)

@@ -20,11 +20,11 @@ from utils.errors import UserError
 class Drawer:
     """Draws the recipes of one split from its speakers and sounds.
 
-    Speakers are drawn uniformly, then their utterances, for training one of the `data.speeds` that the audio is
-    long enough for (each makes another voice of every speaker), then offsets. With `data.paired`, examples 2k
-    and 2k+1 are one mixture with the two speakers as target in turn. Speakers with too little audio are listed
-    in `unusable` as (speaker, cause); `same_utterance` counts those whose target and reference come from the
-    two halves of their only utterance.
+    Speakers are drawn uniformly, then their utterances, for training one of the `data.speeds` that the audio
+    is long enough for (each makes another voice of every speaker), then offsets. With `data.paired`,
+    examples 2k and 2k+1 are one mixture with the two speakers as target in turn. Speakers with too little
+    audio are listed in `unusable` as (speaker, cause); `same_utterance` counts those whose target and
+    reference come from the two halves of their only utterance.
 
     `sounds`: the split's recordings of noise, music and rirs; `corpus`: the fingerprint that recipes carry.
     Raises UserError when the split has too few speakers or lacks sounds that are drawn from.
@@ -169,8 +169,8 @@ class Drawer:
         return name
 
     def _target(self, name: str, generator: np.random.Generator) -> tuple[Source, Clip, float, float]:
-        """Something that this speaker says, and a reference; also, in seconds, where in the utterance it begins
-        and how long the mixture is."""
+        """Something that this speaker says, and a reference; also, in seconds, where in the utterance it
+        begins and how long the mixture is."""
         passages = self.voices[name].passages
         passage = passages[generator.integers(len(passages))]
         reference = passage.draw_reference(generator)

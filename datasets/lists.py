@@ -155,8 +155,8 @@ def listed_recipes(
         listed.recipes.append(recipe)
     if other and not allow_other_audio:
         raise UserError(
-            f"{path}: {len(other)} of {len(listed.recipes) + len(listed.missing)} recipes were made with other "
-            f"audio than there is here (the first: {other[0]}), so the samples would differ; "
+            f"{path}: {len(other)} of {len(listed.recipes)} recipes were made with other audio than there is "
+            f"here (the first: {other[0]}), so the samples would differ; "
             "--allow_other_audio renders them all the same"
         )
     return listed

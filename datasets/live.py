@@ -49,7 +49,8 @@ class LiveExamples(Dataset[Batch]):
 
 
 class FreshBatches(Sampler[list[int]]):
-    """Endless batches of example numbers, none of them twice; a pure function of the step, shared by ranks."""
+    """Endless batches of example numbers, none of them twice; a pure function of the step, shared by
+    ranks."""
 
     def __init__(self, batch: int, start: int = 0, rank: int = 0, ranks: int = 1) -> None:
         self.batch, self.start, self.rank, self.ranks = batch, start, rank, ranks

@@ -17,16 +17,11 @@ from __future__ import annotations
 import errno
 import json
 import math
-import multiprocessing
 import os
 import re
 import shutil
-import signal
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -45,6 +40,7 @@ from utils.audio import (
 )
 from utils.errors import UserError
 from utils.files import atomic_file, write_csv
+from utils.processes import worker_pool
 
 PROCESSES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 RECORD, REPORT = ".normalize.jsonl", "normalize.csv"
@@ -256,30 +252,9 @@ def _run(tasks: Sequence[Task], processes: int) -> Iterator[Row]:
     if processes <= 1:
         yield from map(_process, tasks)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _start_worker) as pool:
-        try:
-            # few at a time: what is finished and not yet recorded is made again after a kill
-            yield from pool.map(_process, tasks, chunksize=4)
-        except BrokenProcessPool as error:
-            raise UserError(
-                f"one of {processes} processes was killed (is the memory full?); try a smaller -p"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends the pool
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A killed parent would leave its workers waiting for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    with worker_pool(processes, "normalising") as pool:
+        # few at a time: what is finished and not yet recorded is made again after a kill
+        yield from pool.map(_process, tasks, chunksize=4)
 
 
 def _write_report(target: Path, done: Sequence[Row], failed: Sequence[Row], orphans: Sequence[Row]) -> None:

@@ -18,7 +18,8 @@ SHORTEST_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Passage:
-    """A part of an utterance, and the references for targets out of it; `own`: the one that is never drawn."""
+    """A part of an utterance, and the references for targets out of it; `own`: the one that is never
+    drawn."""
 
     utterance: Utterance
     stretches: Stretches
@@ -39,7 +40,8 @@ class Passage:
     def draw_segment(
         self, seconds: float, speeds: Sequence[float], data: Data, generator: np.random.Generator
     ) -> tuple[Clip, float]:
-        """`seconds` of it at one of the speeds that it is long enough for, and where they begin in seconds."""
+        """`seconds` of it at one of the speeds that it is long enough for, and where they begin in
+        seconds."""
         rate = self.utterance.rate
         frames = [round(seconds * round(rate * speed)) for speed in speeds]
         possible = [pair for pair in zip(speeds, frames, strict=True) if pair[1] <= total(self.stretches)]

@@ -35,7 +35,8 @@ OFFICIAL = {"tr": "train", "cv": "validation", "tt": "test"}
 
 @dataclass(frozen=True)
 class Recordings:
-    """Everything that recipes may name, by kind (`speech` and SOUNDS), its fingerprint, and what is unusable."""
+    """Everything that recipes may name, by kind (`speech` and SOUNDS), its fingerprint, and what is
+    unusable."""
 
     by_kind: dict[str, tuple[Utterance, ...]]
     fingerprint: str
@@ -48,7 +49,8 @@ class Recordings:
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """One split before anything is rendered: `count` recipes, the persons asked for, and remarks for people."""
+    """One split before anything is rendered: `count` recipes, the persons asked for, and remarks for
+    people."""
 
     name: str
     count: int
@@ -64,7 +66,7 @@ class SplitPlan:
             parts.append(f"{len(self.left_out)} left out (listed in unusable.csv)")
         if self.same_utterance:
             parts.append(
-                f"{self.same_utterance} have one utterance: their reference is its other half (an easier task)"
+                f"{self.same_utterance} have one utterance, the reference is its other half (an easier task)"
             )
         return f"{self.name}: {'; '.join(parts)}"
 
@@ -181,7 +183,7 @@ def split_sounds(
         elif len(recordings) < len(SPLITS):
             if recordings:
                 print(f"NOTE: {len(recordings)} of data.{kind} are too few to divide: all splits share them")
-            parts = {split: recordings for split in SPLITS}
+            parts = dict.fromkeys(SPLITS, recordings)
         else:
             order = np.random.default_rng([data.seed, zlib.crc32(kind.encode())]).permutation(len(recordings))
             left = [recordings[i] for i in order]

@@ -40,9 +40,9 @@ class Clip:
 class Source:
     """One thing that sounds in the mixture, from `at` seconds on.
 
-    `kind` is speech, noise, music or babble, whose several `clips` sound at once at equal level. `loop`: a clip
-    that is too short is repeated. `snr_db`: the level of the foremost source above this one, None leaves it as
-    recorded. The foremost source is the target or, where there is none, the first interferer.
+    `kind` is speech, noise, music or babble, whose several `clips` sound at once at equal level. `loop`: a
+    clip that is too short is repeated. `snr_db`: the level of the foremost source above this one, None
+    leaves it as recorded. The foremost source is the target or, where there is none, the first interferer.
     """
 
     kind: str
@@ -55,7 +55,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One example of `seconds`; `kind` is one of KINDS and `corpus` the fingerprint of what it was drawn from.
+    """One example of `seconds`; `kind` is one of KINDS and `corpus` the fingerprint of what it was drawn
+    from.
 
     `target` is what the reference's person says, None where that person is absent. `reverse`: asked for is
     everything else. `gain_db` scales the whole mixture.

@@ -14,7 +14,8 @@ Point = tuple[float, float, float]
 WALL_METRES = 0.5
 """Microphone and voices keep this distance from the walls and from each other."""
 MAX_ORDER = 30
-"""Reflections a simulated path may take; later ones are left out, which shortens reverberation above 0.6 s."""
+"""Reflections a simulated path may take; later ones are left out, which shortens reverberation above 0.6
+s."""
 EARLY_SECONDS = 0.05
 
 

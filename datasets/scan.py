@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from utils.audio import Examined, examine_audio
+from utils.audio_check import Examined, examine_audio
 from utils.errors import UserError
+from utils.processes import cores, worker_pool
 
 DEFAULT_CACHE = Path("data/index.sqlite")
 CHECKS = ("full", "quick")
@@ -77,7 +74,7 @@ def _cause(found: Examined, whole: bool) -> str:
     cut = found.broken or missing > min(0.1 * found.rate, 0.1 * found.promised)
     has, promised = found.frames / found.rate, found.promised / found.rate
     if cut and not found.promised:
-        return f"truncated: {has:.1f} s, then an error"
+        return f"truncated: breaks off after {has:.1f} s"
     if cut and (whole or missing > 0):
         return f"truncated: {has:.1f} of {promised:.1f} s"
     if cut:
@@ -100,24 +97,6 @@ def digest_of(path: str) -> str:
         file.seek(max(file.tell(), size - DIGEST_BYTES))
         digest.update(file.read(DIGEST_BYTES))
     return digest.hexdigest()
-
-
-def _cores() -> int:
-    """Cores that we may use, which a container or a batch system may have restricted."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _start_worker() -> None:
-    """Ctrl-C reaches all processes of a terminal, and the parent ends the others; if it cannot, they end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _check_chunk(paths: Sequence[str], check: str) -> list[FileCheck]:
@@ -212,7 +191,7 @@ def scan_files(
     """
     if check not in CHECKS:
         raise UserError(f"check: expected one of {', '.join(CHECKS)}, got {check!r}")
-    processes = processes or _cores()
+    processes = processes or cores()
     store = ScanCache(cache or DEFAULT_CACHE, check)
     results: dict[int, FileCheck] = {}
     stamps: dict[int, Stamp] = {}
@@ -257,26 +236,16 @@ def _check_all(
     first = list(islice(chunks, 1))
     if not first:
         return
-    # spawn: a fork would copy the threads' locks of whoever calls
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _start_worker) as pool:
+    with worker_pool(processes, "checking") as pool:
         running: dict[Future[list[FileCheck]], list[int]] = {}
 
         def submit(chunk: list[int]) -> None:
             running[pool.submit(_check_chunk, [paths[number] for number in chunk], check)] = chunk
 
-        try:
-            for chunk in [*first, *islice(chunks, 4 * processes - 1)]:
-                submit(chunk)
-            while running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield from zip(running.pop(future), future.result(), strict=True)
-                    for chunk in islice(chunks, 1):
-                        submit(chunk)
-        except BrokenProcessPool as error:
-            raise UserError(
-                f"one of {processes} checking processes was killed (is the memory full?); what was checked "
-                "is kept, so run the same command again, with fewer processes if it happens again"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        for chunk in [*first, *islice(chunks, 4 * processes - 1)]:
+            submit(chunk)
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield from zip(running.pop(future), future.result(), strict=True)
+                for chunk in islice(chunks, 1):
+                    submit(chunk)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -22,6 +19,7 @@ from datasets.mixture import Example, render
 from datasets.recipe import Recipe, RecipeFile
 from utils.errors import UserError
 from utils.files import atomic_file, atomic_folder, read_json, sha256_of, write_json
+from utils.processes import worker_pool
 
 Features = Callable[[Example], dict[str, np.ndarray]]
 """What to store of an example: name -> array, the same names for all examples of a split."""
@@ -164,26 +162,12 @@ def write_shards(writer: SplitWriter, workers: Workers) -> int:
 _UTTERANCES: Mapping[str, Utterance] = {}
 
 
-def _start_worker(utterances: Mapping[str, Utterance], parent: int) -> None:
-    import signal
-
+def _start_worker(utterances: Mapping[str, Utterance]) -> None:
     import torch
 
     global _UTTERANCES
     _UTTERANCES = utterances
     torch.set_num_threads(1)  # the processes are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends the pool
-    _die_with(parent)
-
-
-def _die_with(parent: int) -> None:
-    """Where the system can do it (Linux), a killed parent takes its workers with it."""
-    try:
-        ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
-    except (AttributeError, OSError):
-        return
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _write_in_worker(writer: SplitWriter, number: int) -> int:
@@ -195,14 +179,14 @@ class Workers:
 
     def __init__(self, utterances: Mapping[str, Utterance], processes: int) -> None:
         self.utterances, self.processes = utterances, processes
+        self._stack = ExitStack()
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        if self._pool:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+    def __exit__(self, *exception: Any) -> bool | None:
+        return self._stack.__exit__(*exception)
 
     def write(self, writer: SplitWriter, numbers: Sequence[int]) -> Iterator[int]:
         """Writes these shards; yields the number of examples of each one that is done."""
@@ -211,17 +195,8 @@ class Workers:
                 yield writer.write(number, self.utterances)
             return
         if self._pool is None:
-            context = multiprocessing.get_context("spawn")
-            start = (self.utterances, os.getpid())
-            self._pool = ProcessPoolExecutor(self.processes, context, _start_worker, start)
-        running = {self._pool.submit(_write_in_worker, writer, number) for number in numbers}
-        try:
-            while running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-        except BrokenProcessPool as error:
-            raise UserError(
-                f"one of {self.processes} rendering processes was killed (is the memory full?); "
-                "try a smaller -p"
-            ) from error
+            pool = worker_pool(self.processes, "rendering", _start_worker, (self.utterances,))
+            self._pool = self._stack.enter_context(pool)
+        futures = [self._pool.submit(_write_in_worker, writer, number) for number in numbers]
+        for future in as_completed(futures):
+            yield future.result()

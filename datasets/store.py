@@ -197,7 +197,8 @@ class StoredSplit:
         return array[local] if offsets is None else array[offsets[local] : offsets[local + 1]]
 
     def read(self, field: str, rows: Sequence[int]) -> np.ndarray:
-        """Rows of a field, in the order asked for: [len(rows), ...], as stored; their lengths must be equal."""
+        """Rows of a field, in the order asked for: [len(rows), ...], as stored; their lengths must be
+        equal."""
         return np.stack([self.read_one(field, row) for row in rows])
 
     def read_float(self, field: str, rows: Sequence[int]) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""Arithmetic on stretches: (start, frames) pairs in samples of one recording, in order, taken as one signal."""
+"""Arithmetic on stretches: (start, frames) pairs in samples of one recording, in order, taken as one
+signal."""
 
 from __future__ import annotations
 

@@ -107,8 +107,8 @@ def reference_embeddings(
 ) -> np.ndarray:
     """The embedding of every reference, float32 [n, D]; a clip that stands there twice is embedded once.
 
-    They are cached in `folder`, the store's, under the embedder's fingerprint, for all its splits. Raises UserError for a
-    reference that is missing, unreadable or silent.
+    They are cached in `folder`, the store's, under the embedder's fingerprint, for all its splits. Raises
+    UserError for a reference that is missing, unreadable or silent.
     """
     path = folder / f"embeddings-{embedder.fingerprint()}.npz"
     known = _read_cache(path)

@@ -11,8 +11,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ import generator
 import inference
 import trainer
 from datasets.corpus import split_speakers
-from tests.conftest import TINY, tone_voice, write_librispeech
+from tests.conftest import TINY, die, tone_voice, write_librispeech
 from utils.audio import write_audio
 from utils.checkpoint import load_checkpoint
 from utils.files import sha256_of
@@ -550,22 +548,7 @@ def test_a_result_never_overwrites_its_input(run: Runner, trained: Path, voices:
 def test_a_killed_rendering_process_is_named(
     run: Runner, corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Broken:
-        def __init__(self, *arguments: object) -> None: ...
-
-        def __enter__(self) -> Broken:
-            return self
-
-        def __exit__(self, *arguments: object) -> None: ...
-
-        def submit(self, *arguments: object) -> Future[int]:
-            future: Future[int] = Future()
-            future.set_exception(BrokenProcessPool("killed"))
-            return future
-
-        def shutdown(self, **arguments: object) -> None: ...
-
-    monkeypatch.setattr("datasets.shards.ProcessPoolExecutor", Broken)
+    monkeypatch.setattr("datasets.shards._write_in_worker", die)
     code, _, err = run(
         generator.main, "-d", corpus_folder, "-o", tmp_path / "s", "-p", 2, "--no-embeddings", *TINY
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +13,8 @@ import soundfile
 
 from datasets import scan
 from datasets.corpus import Corpus, Utterance, corpus_fingerprint, index_corpus, index_sounds, split_speakers
-from tests.conftest import SHARED, tone_voice
-from utils.audio import examine_audio
+from tests.conftest import SHARED, die, tone_voice
+from utils.audio_check import examine_audio
 from utils.errors import UserError
 
 
@@ -304,9 +303,17 @@ def test_any_folder_is_sounds_and_each_kind_has_its_shortest(tmp_path: Path) -> 
 
 @pytest.fixture
 def damaged(tmp_path: Path) -> Path:
-    root = put(tmp_path / "damaged", "ann/good.wav", "ann/cut.flac", "ann/cut.wav", seconds=4)
+    root = put(
+        tmp_path / "damaged",
+        "ann/good.wav",
+        "ann/fine.ogg",
+        "ann/cut.flac",
+        "ann/cut.wav",
+        "ann/cut.ogg",
+        seconds=4,
+    )
     put(root, "ann/cut.m4a", seconds=8)
-    for name in ("cut.flac", "cut.wav", "cut.m4a"):
+    for name in ("cut.flac", "cut.wav", "cut.m4a", "cut.ogg"):
         content = (root / "ann" / name).read_bytes()
         (root / "ann" / name).write_bytes(content[: len(content) // 2])
     soundfile.write(root / "ann" / "silent.wav", np.zeros(32000), 16000)
@@ -318,7 +325,8 @@ def damaged(tmp_path: Path) -> Path:
 def test_damage_behind_a_good_header_is_found(damaged: Path) -> None:
     corpus = index_corpus([damaged])
     found = causes(corpus)
-    assert ids(corpus) == ["ann/good"]
+    assert ids(corpus) == ["ann/fine", "ann/good"]
+    assert found["cut.ogg"].startswith("truncated: breaks off after ")
     assert found["cut.wav"] == "truncated: 2.0 of 4.0 s"
     assert found["cut.flac"].startswith("truncated: ") and found["cut.flac"].endswith(" of 4.0 s")
     assert found["cut.m4a"].startswith("truncated: ")
@@ -326,7 +334,7 @@ def test_damage_behind_a_good_header_is_found(damaged: Path) -> None:
     assert found["silent.wav"] == "silent"
     assert found["empty.wav"].startswith("unreadable: ")
     assert not any(str(damaged) in cause or "Error" in cause for cause in found.values())
-    assert "3 truncated" in corpus.describe()
+    assert "4 truncated" in corpus.describe()
 
 
 def test_a_quick_check_finds_cut_files_by_their_ends(damaged: Path) -> None:
@@ -336,9 +344,12 @@ def test_a_quick_check_finds_cut_files_by_their_ends(damaged: Path) -> None:
         "cut.flac",
         "cut.wav",
         "cut.m4a",
+        "cut.ogg",
     }
     assert "nan.wav" in found
-    assert {u.id: u.active for u in corpus.utterances} == {"ann/good": None, "ann/silent": None}
+    assert {u.id: u.active for u in corpus.utterances} == dict.fromkeys(
+        ["ann/fine", "ann/good", "ann/silent"]
+    )
 
 
 def test_active_stretches_are_where_the_sound_is(tmp_path: Path) -> None:
@@ -372,11 +383,6 @@ def test_the_fingerprint_is_of_the_content_not_of_the_place(tmp_path: Path) -> N
 # ---------------------------------------------------------------- what is remembered
 
 
-def die() -> None:
-    """What a worker process meets that is killed."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 @pytest.fixture
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that were decoded."""
@@ -394,7 +400,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_second_scan_decodes_what_is_new(damaged: Path, tmp_path: Path, looked_at: list[str]) -> None:
     cache = tmp_path / "sub" / "index.sqlite"
     first = index_corpus([damaged], cache=cache)
-    assert len(looked_at) == 7
+    assert len(looked_at) == 9
     looked_at.clear()
     assert index_corpus([damaged], cache=cache) == first
     assert looked_at == []
@@ -403,7 +409,7 @@ def test_a_second_scan_decodes_what_is_new(damaged: Path, tmp_path: Path, looked
     assert index_corpus([damaged], cache=cache) == first
     assert looked_at == ["good.wav"]
     index_corpus([damaged], cache=cache, check="quick")
-    assert len(looked_at) == 8
+    assert len(looked_at) == 10
 
 
 def test_an_interrupted_scan_goes_on_where_it_was(
@@ -445,7 +451,7 @@ def test_processes_find_what_one_process_finds(
     monkeypatch.setattr(scan, "POOL_SECONDS", 0.0)
     assert index_corpus([damaged], cache=tmp_path / "2", processes=2) == alone
 
-    monkeypatch.setattr(scan, "_start_worker", die)
+    monkeypatch.setattr(scan, "_check_chunk", die)
     with pytest.raises(UserError, match="one of 2 checking processes was killed"):
         index_corpus([damaged], cache=tmp_path / "3", processes=2)
 

@@ -171,7 +171,7 @@ def test_a_store_that_somebody_is_writing_is_left_alone(stored: Store, corpus_fo
 
     with (stored.folder / ".lock-0-of-1").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another generator.py is writing it"):
+        with pytest.raises(UserError, match=r"another generator\.py is writing it"):
             make(corpus_folder, stored.folder)
 
 
@@ -369,6 +369,8 @@ def test_batches_are_a_function_of_the_step_and_ranks_share_them() -> None:
     assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == [sorted(b) for b in straight]
 
     fresh = take(FreshBatches(4), 5)
-    assert sum(fresh, []) == list(range(20)) and take(FreshBatches(4, start=3), 2) == fresh[3:]
+    assert [n for batch in fresh for n in batch] == list(range(20)) and take(
+        FreshBatches(4, start=3), 2
+    ) == fresh[3:]
     halves = [take(FreshBatches(2, rank=r, ranks=2), 5) for r in (0, 1)]
     assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == fresh

@@ -1,14 +1,12 @@
-"""Reading, writing and resampling audio; the only file that touches an audio library."""
+"""Reading, writing and resampling audio; with audio_check.py the only file that touches an audio library."""
 
 from __future__ import annotations
 
 import io
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -18,7 +16,7 @@ from utils.errors import UserError
 from utils.files import atomic_file
 
 AUDIO_SUFFIXES = frozenset(
-    {
+    [
         ".wav",
         ".flac",
         ".ogg",
@@ -32,13 +30,10 @@ AUDIO_SUFFIXES = frozenset(
         ".aif",
         ".webm",
         ".sph",
-    }
+    ]
 )
 FRAMES_PER_SECOND = 50  # of the levels that tell sound from silence
 RANGE_DB, FLOOR_DB = 40.0, -70.0
-CLOSED_GAP, SHORTEST_STRETCH = 0.3, 0.1  # seconds
-_WAV_SIZE = re.compile(r"^\s*data\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
-_STREAMED = 0x7FFFF000  # a WAV written to a pipe claims at least this many bytes: its writer could not know
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ class AudioInfo:
 
 def audio_info(path: Path | str) -> AudioInfo:
     """Reads the header only where libsndfile knows the format, else decodes. Raises UserError."""
-    _require_file(path)
+    require_file(path)
     try:
         info = soundfile.info(str(path))
         return AudioInfo(info.samplerate, info.frames, info.channels)
@@ -71,7 +66,7 @@ def read_audio(path: Path | str, start: int = 0, stop: int | None = None) -> tup
     Returns (samples float32 [channels, N] in [-1, 1], rate in Hz). Formats that libsndfile does not know
     go through PyAV. Raises UserError for a missing, unreadable or empty file and for NaN or infinity in it.
     """
-    _require_file(path)
+    require_file(path)
     try:
         samples, rate = soundfile.read(str(path), start=start, stop=stop, dtype="float32", always_2d=True)
         samples = samples.T  # [channels, N]
@@ -128,22 +123,22 @@ def active_seconds(
 
     Frames under `floor_db` dB re full scale never count, so digital silence and faint hiss give 0.
     """
-    size = _frame_size(rate)
-    active = _is_active(_frame_levels(samples, size), range_db, floor_db)
+    size = frame_size(rate)
+    active = is_active(frame_levels(samples, size), range_db, floor_db)
     return float(active.sum()) * size / rate
 
 
-def _frame_size(rate: int) -> int:
+def frame_size(rate: int) -> int:
     return max(1, rate // FRAMES_PER_SECOND)
 
 
-def _frame_levels(samples: np.ndarray, size: int) -> np.ndarray:
+def frame_levels(samples: np.ndarray, size: int) -> np.ndarray:
     """Levels in dB re full scale of the whole frames of a mono signal [N]: [N // size]."""
     frames = samples[: len(samples) // size * size].reshape(-1, size)
     return 10 * np.log10(np.square(frames, dtype=np.float64).mean(axis=1) + 1e-12)
 
 
-def _is_active(levels: np.ndarray, range_db: float = RANGE_DB, floor_db: float = FLOOR_DB) -> np.ndarray:
+def is_active(levels: np.ndarray, range_db: float = RANGE_DB, floor_db: float = FLOOR_DB) -> np.ndarray:
     return levels > max(levels.max(initial=-120.0) - range_db, floor_db)
 
 
@@ -152,21 +147,21 @@ def level_db(samples: np.ndarray) -> float:
     return float(10 * np.log10(np.mean(np.square(samples, dtype=np.float64)) + 1e-12))
 
 
-def _require_file(path: Path | str) -> None:
+def require_file(path: Path | str) -> None:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
 
 
 def _decode(path: Path | str) -> tuple[np.ndarray, int]:
     """Decodes the first audio stream through PyAV: float32 [channels, N] and its rate in Hz."""
-    rate, _ = _av_header(path)
-    blocks = list(_av_blocks(path))
+    rate, _ = av_header(path)
+    blocks = list(av_blocks(path))
     if not blocks:
         raise UserError(f"{path}: holds no samples")
     return np.concatenate(blocks, axis=1), rate
 
 
-def _av_header(path: Path | str) -> tuple[int, int]:
+def av_header(path: Path | str) -> tuple[int, int]:
     """The rate in Hz and the samples a channel that the container promises (0: it says nothing)."""
     import av  # here: it is slow to import, and only rare formats need it
 
@@ -181,7 +176,7 @@ def _av_header(path: Path | str) -> tuple[int, int]:
         raise UserError(f"{path}: not a readable audio file ({error})") from error
 
 
-def _av_blocks(path: Path | str) -> Iterator[np.ndarray]:
+def av_blocks(path: Path | str) -> Iterator[np.ndarray]:
     """The first audio stream piece by piece: float32 [channels, n]. Raises UserError where it breaks off."""
     import av
 
@@ -192,140 +187,6 @@ def _av_blocks(path: Path | str) -> Iterator[np.ndarray]:
                 yield from (part.to_ndarray() for part in resampler.resample(frame))
     except (av.error.FFmpegError, ValueError) as error:
         raise UserError(f"{path}: not a readable audio file ({error})") from error
-
-
-# ---------------------------------------------------------------- is the file what its header says?
-
-
-class Examined(NamedTuple):
-    """What was found by decoding a file, wholly or its end only.
-
-    `frames` samples a channel were decoded (or, looking at the end only, are credible) of `promised` (0: the
-    header does not say); `broken`: the decoder gave up before the end; `not_finite`: samples NaN or infinite.
-    `active`: stretches [start, stop) in samples that are not silence, None where not all could be looked at.
-    """
-
-    rate: int
-    frames: int
-    promised: int
-    broken: bool
-    not_finite: int
-    peak: float
-    active: tuple[tuple[int, int], ...] | None
-
-
-def examine_audio(path: Path | str, whole: bool = True) -> Examined:
-    """Decodes a file second by second, however long it is; `whole=False`: the last quarter of a second only.
-
-    What libsndfile does not know goes through PyAV and is always decoded wholly. Raises UserError for a file
-    that is missing, unreadable or holds no samples at all.
-    """
-    _require_file(path)
-    try:
-        file = soundfile.SoundFile(str(path))
-    except soundfile.LibsndfileError:
-        rate, promised = _av_header(path)
-        found = _examine(_seconds_of(_av_blocks(path), rate), rate, promised)
-    else:
-        with file:
-            known = 0 < file.frames < 2**48  # else a FLAC written to a pipe
-            promised = _promised(file) if known else 0
-            if known and not whole:
-                found = _examine_end(file, promised)
-            else:
-                found = _examine(_blocks(file), file.samplerate, promised)
-    if found.frames == 0 and not found.promised:
-        raise UserError(f"{path}: holds no samples")
-    return found
-
-
-def _promised(file: soundfile.SoundFile) -> int:
-    """Frames by the header; libsndfile itself trusts the size of a WAV more than its header."""
-    sizes = _WAV_SIZE.search(file.extra_info)
-    if sizes is None or int(sizes[2]) == 0 or int(sizes[1]) >= _STREAMED:
-        return file.frames
-    return round(file.frames * int(sizes[1]) / int(sizes[2]))
-
-
-def _blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    """Seconds of a file: float32 [n, channels]. Raises UserError where it breaks off."""
-    length = _frame_size(file.samplerate) * FRAMES_PER_SECOND
-    try:
-        while len(block := file.read(length, dtype="float32", always_2d=True)):
-            yield block
-    except soundfile.LibsndfileError as error:
-        raise UserError(f"{file.name}: not a readable audio file ({error})") from error
-
-
-def _seconds_of(parts: Iterator[np.ndarray], rate: int) -> Iterator[np.ndarray]:
-    """Pieces [channels, n] of any length -> whole seconds [n, channels], and what is left at the end."""
-    length = _frame_size(rate) * FRAMES_PER_SECOND
-    held: list[np.ndarray] = []
-    for part in parts:
-        held.append(part.T)
-        if sum(map(len, held)) >= length:
-            joined = np.concatenate(held)
-            whole = len(joined) // length * length
-            yield joined[:whole]
-            held = [joined[whole:]]
-    if held and sum(map(len, held)):
-        yield np.concatenate(held)
-
-
-def _examine(blocks: Iterator[np.ndarray], rate: int, promised: int) -> Examined:
-    size = _frame_size(rate)
-    frames, not_finite, peak, broken = 0, 0, 0.0, False
-    levels: list[np.ndarray] = []
-    try:
-        for block in blocks:  # [n, channels]
-            finite = np.isfinite(block)
-            not_finite += block.size - int(finite.sum())
-            if not_finite == 0:
-                mono = block.mean(axis=1)
-                # a file shorter than a frame is one frame
-                levels.append(_frame_levels(mono, len(mono) if frames == 0 and len(mono) < size else size))
-                peak = max(peak, float(np.abs(block).max()))
-            frames += len(block)
-    except UserError:
-        if frames == 0 and not promised:
-            raise
-        broken = True
-    stretches = None
-    if not_finite == 0 and levels:
-        stretches = _stretches(_is_active(np.concatenate(levels)), rate, frames)
-    return Examined(rate, frames, promised, broken, not_finite, peak, stretches)
-
-
-def _examine_end(file: soundfile.SoundFile, promised: int) -> Examined:
-    length = min(file.frames, max(1, file.samplerate // 4))
-    try:
-        file.seek(file.frames - length)
-        block = file.read(length, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError:
-        block = np.zeros((0, 1), np.float32)
-    finite = np.isfinite(block)
-    broken = len(block) < length
-    peak = float(np.abs(block[finite]).max(initial=0.0))
-    not_finite = block.size - int(finite.sum())
-    return Examined(file.samplerate, file.frames, promised, broken, not_finite, peak, None)
-
-
-def _stretches(active: np.ndarray, rate: int, frames: int) -> tuple[tuple[int, int], ...]:
-    """Runs of active 20 ms frames [T] in samples: short gaps closed, then clicks left out if more is left."""
-    size = _frame_size(rate)
-    padded = np.concatenate([[False], active, [False]])
-    edges = np.flatnonzero(padded[1:] != padded[:-1]).reshape(-1, 2)  # [runs, 2]
-    if len(edges) == 0:
-        return ()
-    apart = (edges[1:, 0] - edges[:-1, 1]) * size >= CLOSED_GAP * rate
-    starts = edges[np.concatenate([[True], apart]), 0]
-    stops = edges[np.concatenate([apart, [True]]), 1]
-    long = (stops - starts) * size >= SHORTEST_STRETCH * rate
-    if long.any():
-        starts, stops = starts[long], stops[long]
-    # what is left of the last frame goes with the frame before it
-    ends = np.where(stops == len(active), frames, stops * size)
-    return tuple((int(start) * size, int(end)) for start, end in zip(starts, ends, strict=True))
 
 
 # ---- loudness and lossless files
