@@ -203,6 +203,14 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 # ---------------------------------------------------------------- scripts
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the description, and names the defaults that there are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        missing = action.default in (None, False, argparse.SUPPRESS) or action.default == []
+        return action.help if missing or not action.help else f"{action.help} (default: %(default)s)"
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         raise UserError(f"{message} (see --help)")
@@ -210,13 +218,18 @@ class _Parser(argparse.ArgumentParser):
 
 def argument_parser(description: str, config_help: str | None = "the configuration, a YAML file") -> _Parser:
     """A parser whose mistakes are UserErrors; it has `-c` unless `config_help` is None."""
-    parser = _Parser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = _Parser(description=description, formatter_class=_HelpFormatter)
     if config_help is not None:
-        parser.add_argument("-c", "--config", metavar="YAML", help=config_help)
-        parser.add_argument(
-            "overrides", nargs="*", metavar="section.key=value", help="override, e.g. train.batch_size=4"
-        )
+        add_config(parser, config_help)
     return parser
+
+
+def add_config(parser: argparse.ArgumentParser, config_help: str = "the configuration, a YAML file") -> None:
+    """Adds `-c` and the overrides, which take all positional arguments that are left."""
+    parser.add_argument("-c", "--config", metavar="YAML", help=config_help)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="override, e.g. train.batch_size=4"
+    )
 
 
 def parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -23,8 +25,12 @@ from utils.processes import worker_pool
 
 Features = Callable[[Example], dict[str, np.ndarray]]
 """What to store of an example: name -> array, the same names for all examples of a split."""
+WRITE_BYTES = 1 << 24
+"""Are written at once; an example at a time takes the system several times as long."""
 HEADER_BYTES = 128
-"""Of every array file; written last, when the shape is known."""
+"""Of every array file, so that the shape can be written when it is known."""
+WAITING = 32
+"""Examples that may wait to be written, so that memory does not grow where the disk is slow."""
 
 
 @dataclass(frozen=True)
@@ -58,48 +64,92 @@ class SplitWriter:
         numbers = range(first, min(first + self.shard_size, len(recipes)))
         shutil.rmtree(self.shard(number), ignore_errors=True)
         with atomic_folder(self.shard(number)) as temporary:
-            with ExitStack() as files:
-                arrays: dict[str, ArrayFile] = {}
+            with Arrays(temporary, len(numbers)) as arrays:
                 for row in numbers:
-                    for name, value in self.features(render(recipes[row], utterances, self.rate)).items():
-                        if name not in arrays:
-                            file = files.enter_context((temporary / f"{name}.npy").open("wb"))
-                            arrays[name] = ArrayFile(file, value)
-                        arrays[name].append(value)
-                lengths = {name: array.finish() for name, array in arrays.items()}
-            digests = {name: sha256_of(temporary / f"{name}.npy") for name in arrays}
-            content = {"examples": len(numbers), "fingerprint": self.fingerprint, "sha256": digests}
-            ragged = {name: rows for name, rows in lengths.items() if rows}
-            write_json(temporary / "shard.json", content | ({"lengths": ragged} if ragged else {}))
+                    arrays.append(self.features(render(recipes[row], utterances, self.rate)))
+            content: dict[str, Any] = {"examples": len(numbers), "fingerprint": self.fingerprint}
+            content["sha256"] = arrays.digests
+            if ragged := {name: lengths for name, lengths in arrays.lengths.items() if lengths}:
+                content["lengths"] = ragged
+            write_json(temporary / "shard.json", content)
         return len(numbers)
+
+
+class Arrays:
+    """The array files of one shard; they are written by a thread, while the next examples are rendered."""
+
+    def __init__(self, folder: Path, rows: int) -> None:
+        self.folder, self.rows = folder, rows
+        self.digests: dict[str, str] = {}
+        self.lengths: dict[str, list[int]] = {}
+        self._files: dict[str, ArrayFile] = {}
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> Arrays:
+        return self
+
+    def append(self, fields: dict[str, np.ndarray]) -> None:
+        """One example. Raises what an earlier one met while it was written."""
+        self._waiting.append(self._thread.submit(self._write, fields))
+        if len(self._waiting) > WAITING:
+            self._waiting.popleft().result()
+
+    def _write(self, fields: dict[str, np.ndarray]) -> None:
+        for name, value in fields.items():
+            if name not in self._files:
+                self._files[name] = ArrayFile(self.folder / f"{name}.npy", value, self.rows)
+            self._files[name].append(value)
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=kind is not None)
+        try:
+            if kind is None:
+                for waiting in self._waiting:
+                    waiting.result()
+                for name, file in self._files.items():
+                    self.lengths[name], self.digests[name] = file.finish()
+        finally:
+            for file in self._files.values():
+                file.close()
 
 
 class ArrayFile:
     """An .npy file that grows by one example at a time.
 
-    Examples of equal shape make an array [n, ...]; of unequal lengths, they are joined along the first axis.
+    Examples of equal shape make an array [rows, ...]; of unequal lengths, they are joined along the first
+    axis.
     """
 
-    def __init__(self, file: IO[bytes], first: np.ndarray) -> None:
-        self.file, self.dtype, self.shape = file, first.dtype, first.shape
+    def __init__(self, path: Path, first: np.ndarray, rows: int) -> None:
+        self.path, self.dtype, self.shape, self.rows = path, first.dtype, first.shape, rows
         self.lengths: list[int] = []
-        file.write(bytes(HEADER_BYTES))
+        self._digest = hashlib.sha256()
+        self._file = path.open("wb", WRITE_BYTES)
+        self._write(npy_header(self.dtype, (rows, *self.shape)))
+
+    def _write(self, content: bytes | memoryview) -> None:
+        self._file.write(content)  # `tofile` would hide that the disk is full
+        self._digest.update(content)
 
     def append(self, value: np.ndarray) -> None:
         if value.dtype != self.dtype or value.shape[1:] != self.shape[1:]:
             raise ValueError(f"{value.dtype} {value.shape} does not go with {self.dtype} {self.shape}")
         self.lengths.append(value.shape[0])
-        self.file.write(np.ascontiguousarray(value).data)  # `tofile` would hide that the disk is full
+        self._write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
 
-    def finish(self) -> list[int]:
-        """Writes the header; returns the lengths of the examples, nothing if all are equal."""
-        equal = len(set(self.lengths)) == 1
-        shape = (len(self.lengths), *self.shape) if equal else (sum(self.lengths), *self.shape[1:])
-        self.file.seek(0)
-        self.file.write(npy_header(self.dtype, shape))
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        return [] if equal else self.lengths
+    def finish(self) -> tuple[list[int], str]:
+        """Completes the file; returns the lengths of the examples, none if all are equal, and its sha256."""
+        ragged = len(set(self.lengths)) > 1
+        if ragged:
+            self._file.seek(0)
+            self._file.write(npy_header(self.dtype, (sum(self.lengths), *self.shape[1:])))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return (self.lengths, sha256_of(self.path)) if ragged else ([], self._digest.hexdigest())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def npy_header(dtype: np.dtype, shape: Sequence[int]) -> bytes:

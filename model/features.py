@@ -31,17 +31,16 @@ SAVE_EVERY = 4096
 def spectra(spectral: Spectral, mixture: Tensor, target: Tensor, cosine: bool) -> dict[str, Tensor]:
     """Waveforms float [B, N] -> magnitudes `mixture` and `target` and, on demand, the `cosine` of the angle
     between the two in every bin: float32 [B, T, F]."""
-    both = torch.cat([mixture, target])
-    spectrum = torch.view_as_real(spectral(both).transpose(1, 2))  # [2B, F, T, 2]
-    real, imaginary = spectrum.unbind(-1)
-    magnitude = torch.hypot(real, imaginary)
-    count = len(mixture)
-    fields = {"mixture": magnitude[:count], "target": magnitude[count:]}
+    # real and imaginary parts apart: several times faster on a CPU than complex numbers
+    real, imaginary = torch.view_as_real(spectral(torch.cat([mixture, target]))).unbind(-1)
+    real, imaginary = real.contiguous(), imaginary.contiguous()  # [2B, T, F]
+    magnitude = (real * real + imaginary * imaginary).sqrt_()
+    (a, c), (b, d) = real.chunk(2), imaginary.chunk(2)
+    x, s = magnitude.chunk(2)
+    fields = {"mixture": x, "target": s}
     if cosine:
-        product = real[:count] * real[count:] + imaginary[:count] * imaginary[count:]
-        norm = (magnitude[:count] * magnitude[count:]).clamp_min(1e-12)
-        fields["cosine"] = (product / norm).clamp(-1, 1)
-    return {name: value.transpose(1, 2) for name, value in fields.items()}  # [B, T, F]
+        fields["cosine"] = ((a * c + b * d) / (x * s).clamp_min_(1e-12)).clamp_(-1, 1)
+    return fields
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,9 @@ class StftFeatures:
     def __call__(self, example: Example) -> dict[str, np.ndarray]:
         mixture, target = (torch.from_numpy(wave)[None] for wave in (example.mixture, example.target))
         found = spectra(self._spectral, mixture, target, self.cosine)
-        fields = {name: found[name][0].half().contiguous().numpy() for name in ("mixture", "target")}
+        fields = {name: found[name][0].half().numpy() for name in ("mixture", "target")}
         if self.cosine:
-            fields["cosine"] = (found["cosine"][0] * 127).round().to(torch.int8).contiguous().numpy()
+            fields["cosine"] = found["cosine"][0].mul_(127).round_().to(torch.int8).numpy()
         if self.waveforms:
             fields["mixture_wave"], fields["target_wave"] = example.mixture, example.target
         return fields

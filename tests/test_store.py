@@ -347,11 +347,12 @@ def test_splits_can_follow_the_corpus_own_subsets(corpus_folder: Path, tmp_path:
 def test_array_files_are_what_numpy_would_have_written(tmp_path: Path) -> None:
     for parts in ([np.arange(6, dtype=np.int8).reshape(2, 3)] * 3, [np.ones((2, 3)), np.zeros((5, 3))]):
         path = tmp_path / "a.npy"
-        with path.open("wb") as file:
-            array = ArrayFile(file, parts[0])
-            for part in parts:
-                array.append(part)
-            lengths = array.finish()
+        array = ArrayFile(path, parts[0], len(parts))
+        for part in parts:
+            array.append(part)
+        lengths, digest = array.finish()
+        array.close()
+        assert digest == sha256_of(path)
         joined = np.concatenate(parts) if lengths else np.stack(parts)
         np.testing.assert_array_equal(np.load(path, mmap_mode="r"), joined)
         assert lengths == ([2, 5] if lengths else [])

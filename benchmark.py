@@ -1,0 +1,179 @@
+"""Measures how fast and how large things are on this machine.
+
+    python benchmark.py generator -c config/voicefilter.yaml -d LibriSpeech
+
+generator: seconds a mixture for each stage (decoding alone is the floor), mixtures a second of the whole
+command with one process, megabytes an example, and time and memory as the number of mixtures grows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import generator
+from config.load import add_config, argument_parser, load_config, parse_arguments, run_script
+from config.schema import Config
+from datasets.mixture import read_clip, render
+from datasets.plan import index_recordings, plan_draws
+from datasets.store import Store
+from model.features import stored_features
+from utils.errors import UserError
+from utils.files import write_json
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argument_parser(__doc__ or "", config_help=None)
+    parser.add_argument("what", choices=["generator"])
+    add_config(parser)
+    parser.add_argument("-d", "--corpus", action="append", metavar="DIR", help="corpus folder")
+    parser.add_argument("-n", "--mixtures", default="1000,5000,20000", help="sizes of the store to compare")
+    parser.add_argument("-o", "--out", default="results/benchmark-generator.json", help="the figures as JSON")
+    parser.add_argument("--scratch", help="folder for the stores, which are removed (default: the system's)")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    options = parse_arguments(parser, arguments)
+    overrides = [*options.overrides]
+    if options.corpus:
+        overrides.append(f"data.corpus={json.dumps(options.corpus)}")
+    config = load_config(options.config, overrides)
+    if not config.data.corpus:
+        raise UserError("no corpus: name a folder of speech with -d or data.corpus")
+    if options.measure:
+        print(json.dumps(measure_command(config, Path(options.measure))))
+        return 0
+    try:
+        sizes = [int(text) for text in options.mixtures.split(",")]
+    except ValueError:
+        raise UserError(f"-n {options.mixtures}: expected numbers such as 1000,20000") from None
+    figures = {"machine": machine(), "stages": stages(config), "growth": []}
+    for size in sizes:
+        with tempfile.TemporaryDirectory(prefix="benchmark-", dir=options.scratch) as scratch:
+            figures["growth"].append(measure(options, overrides, size, scratch))
+    print(markdown(figures))
+    write_json(options.out, figures)
+    return 0
+
+
+def machine() -> str:
+    """The processor's name and the number of processors."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].partition(":")[2].strip() if lines else name
+    return f"{name}, {torch.get_num_threads()} threads of PyTorch"
+
+
+def stages(config: Config, count: int = 500) -> dict[str, float]:
+    """Milliseconds a mixture of each stage by itself, in one process with one thread, after a warm-up."""
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    recordings = index_recordings(config.data)
+    found = {"index, once for the corpus (s)": time.perf_counter() - start}
+    drawer = plan_draws(config.data, recordings)["train"].drawer
+    assert drawer is not None
+    utterances, rate = recordings.by_id, config.audio.sample_rate
+    features = stored_features(config.audio, config.store, scored=False)
+    recipes = [drawer.draw(index) for index in range(count)]
+    clips = [[clip for source in recipe.sources for clip in source.clips] for recipe in recipes]
+    examples = [render(recipe, utterances, rate) for recipe in recipes]
+
+    def decode(row: int) -> None:
+        for clip in clips[row]:
+            read_clip(clip, utterances[clip.utterance], rate)
+
+    found["draw"] = _milliseconds(drawer.draw, count)
+    found["decode alone (the floor)"] = _milliseconds(decode, count)
+    found["decode and mix"] = _milliseconds(lambda row: render(recipes[row], utterances, rate), count)
+    found[f"features ({config.store.kind})"] = _milliseconds(lambda row: features(examples[row]), count)
+    found["decode, mix and features"] = _milliseconds(
+        lambda row: features(render(recipes[row], utterances, rate)), count
+    )
+    return found
+
+
+def _milliseconds(work: Callable[[int], object], count: int) -> float:
+    for row in range(min(20, count)):
+        work(row)
+    start = time.perf_counter()
+    for row in range(count):
+        work(row)
+    return 1e3 * (time.perf_counter() - start) / count
+
+
+def measure(
+    options: argparse.Namespace, overrides: Sequence[str], size: int, scratch: str
+) -> dict[str, float]:
+    """The whole command with one process, in a process of its own, so that its peak memory is its own."""
+    command = [sys.executable, __file__, "generator", "--measure", f"{scratch}/store"]
+    command += ["-c", options.config] if options.config else []
+    few = ["data.validation.examples=1", "data.test.examples=1"]
+    result = subprocess.run(
+        [*command, *overrides, f"data.train={size}", *few], capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        raise UserError(f"{size} mixtures: {result.stderr.strip().splitlines()[-1]}")
+    found: dict[str, float] = json.loads(result.stdout.strip().splitlines()[-1])
+    return {"mixtures": size, **found}
+
+
+def measure_command(config: Config, folder: Path) -> dict[str, float]:
+    """Seconds of rendering, bytes an example and this process' peak memory in bytes."""
+    torch.set_num_threads(1)
+    recordings = index_recordings(config.data)
+    plans = plan_draws(config.data, recordings)
+    start = time.perf_counter()
+    generator.generate(config, recordings, plans, {}, folder, 1)
+    seconds = time.perf_counter() - start
+    peak = peak_memory()
+    split = Store(folder).split("train")
+    stored = sum(path.stat().st_size for path in (folder / "train").rglob("*.npy"))
+    count = len(split)
+    shutil.rmtree(folder)
+    return {"seconds": seconds, "bytes": stored / count, "peak_memory": peak}
+
+
+def peak_memory() -> int:
+    """The most memory this process has held, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    import resource
+
+    # on Linux this would include what the parent process held when it started this one
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def markdown(figures: dict[str, Any]) -> str:
+    """The figures as two small tables."""
+    lines = [figures["machine"], "", "| stage | ms a mixture |", "|---|---|"]
+    for name, value in figures["stages"].items():
+        lines.append(f"| {name} | {value:.2f} |")
+    lines += ["", "| mixtures | seconds | mixtures/s (1 process) | MB an example | peak memory MB |"]
+    lines.append("|---|---|---|---|---|")
+    for row in figures["growth"]:
+        rate, megabytes = row["mixtures"] / row["seconds"], row["bytes"] / 1e6
+        peak = row["peak_memory"] / 1e6
+        lines.append(
+            f"| {row['mixtures']} | {row['seconds']:.1f} | {rate:.0f} | {megabytes:.3f} | {peak:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_script(main)
