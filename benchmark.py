@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sizes = [int(text) for text in options.mixtures.split(",")]
     except ValueError:
         raise UserError(f"-n {options.mixtures}: expected numbers such as 1000,20000") from None
-    figures = {"machine": machine(), "stages": stages(config), "growth": []}
+    figures: dict[str, Any] = {"machine": machine(), "stages": stages(config), "growth": []}
     for size in sizes:
         with tempfile.TemporaryDirectory(prefix="benchmark-", dir=options.scratch) as scratch:
             figures["growth"].append(measure(options, overrides, size, scratch))

@@ -166,6 +166,20 @@ def test_ranks_share_the_shards_out_in_any_order(
     assert hashes(tmp_path / "s") == hashes(stored.folder)
 
 
+def test_two_torchrun_processes_write_what_one_writes(
+    stored: Store, corpus_folder: Path, embedder_file: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(ROOT / "generator.py"), "-d", str(corpus_folder), "-o", str(tmp_path / "s"), "-p", "1"]
+    result = subprocess.run(
+        [*command, "-e", str(embedder_file), *TINY], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert hashes(tmp_path / "s") == hashes(stored.folder)
+    assert len(list((tmp_path / "s").glob("embeddings-*.npz"))) == 1
+    assert not list((tmp_path / "s").rglob(".shard-*"))
+
+
 def test_a_store_that_somebody_is_writing_is_left_alone(stored: Store, corpus_folder: Path) -> None:
     import fcntl
 
