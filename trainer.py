@@ -11,6 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from config.load import argument_parser, differences, load_config, parse_arguments, run_script
-from config.schema import Config, Train
+from config.schema import Config
 from config.schema import Store as StoreOptions
 from datasets.dataset import Batch, ShuffledBatches, StoredExamples, training_batches
 from datasets.live import FreshBatches, LiveExamples
@@ -29,6 +30,7 @@ from datasets.store import WAVEFORMS, Store, StoredSplit
 from model.features import reference_embeddings, spectra
 from model.foreign import load_embedder
 from model.losses import criteria
+from model.optimization import learning_rate, make_optimizer
 from model.scoring import Scores, score_estimates, score_mixtures, summarize
 from model.separator import FORMAT, Separator
 from utils import distributed
@@ -72,7 +74,7 @@ class Run:
         torch.manual_seed(config.train.seed)
         self.separator = Separator(config, load_embedder(config.embedder)).to(device)
         self.network = self.separator.network
-        self.optimizer = _optimizer(self.network, config.train)
+        self.optimizer = make_optimizer(self.network, config.train)
         self.weights = config.loss.model_dump(exclude={"relative"})
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
         self.examples = (
@@ -226,13 +228,12 @@ class Run:
 
     def validate(self, log: RunLogger, bar: tqdm[Any]) -> None:
         """Scores the whole validation split and keeps the best network by mean SDR."""
-        split = self.store.split("validation")
+        split, embeddings = self.validation
         if self.mixtures is None:
             self.mixtures = score_mixtures(split)
-        embeddings = self._embed([recipe.reference for recipe in split.recipes])
         scores = score_estimates(self.separator, split, embeddings)
-        roles = [recipe.role for recipe in split.recipes]
-        summary = summarize(self.mixtures, scores, self.store.asked_speakers(split), roles)
+        speakers, roles = self.store.asked_speakers(split), [recipe.role for recipe in split.recipes]
+        summary = summarize(self.mixtures, scores, speakers, roles)
         log.scalars(self.step, summary, "validation")
         score = summary["sdr_after_mean"]
         bar.write(
@@ -261,8 +262,7 @@ class Run:
         split = self.store.split("train")
         if len(split) < train.batch_size:
             raise UserError(f"train.batch_size {train.batch_size}: the store has only {len(split)} examples")
-        embeddings = self._embed([recipe.reference for recipe in split.recipes])
-        examples = StoredExamples(split, self._fields(split), embeddings)
+        examples = StoredExamples(split, self._fields(split), *self._embed_references(split))
         sampler = ShuffledBatches(len(split), train.batch_size, train.seed, start=self.step)
         return training_batches(examples, sampler, train.workers, pin)
 
@@ -275,6 +275,19 @@ class Run:
                 "store.kind=wave"
             )
         return ["mixture", "target", *(["cosine"] if self.needs_cosine else [])]
+
+    @cached_property
+    def validation(self) -> tuple[StoredSplit, np.ndarray]:
+        """The validation split and the embedding of every example's reference [n, D]."""
+        split = self.store.split("validation")
+        vectors, owners = self._embed_references(split)
+        return split, vectors[owners]
+
+    def _embed_references(self, split: StoredSplit) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings of the split's different references [m, D], and which of them each example has [n]."""
+        numbers: dict[Clip, int] = {}
+        owners = [numbers.setdefault(recipe.reference, len(numbers)) for recipe in split.recipes]
+        return self._embed(list(numbers)), np.array(owners)
 
     def _embed(self, clips: Sequence[Clip]) -> np.ndarray:
         embedder = self.separator.embedder
@@ -302,23 +315,6 @@ def blur(embedding: torch.Tensor, noise: float) -> torch.Tensor:
     direction = torch.randn(embedding.shape).to(embedding) / embedding.shape[-1] ** 0.5
     blurred = embedding + noise * length * direction
     return blurred * (length / blurred.norm(dim=-1, keepdim=True).clamp_min(1e-12))
-
-
-def learning_rate(train: Train, step: int, progress: float) -> float:
-    """Linear warm-up over `warmup_steps`, then constant or half a cosine to zero at the end."""
-    rate = train.learning_rate
-    if train.schedule == "cosine":
-        rate *= 0.5 * (1 + math.cos(math.pi * progress))
-    return rate * min(1.0, (step + 1) / max(1, train.warmup_steps))
-
-
-def _optimizer(network: torch.nn.Module, train: Train) -> torch.optim.Optimizer:
-    arguments: dict[str, Any] = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
-    match train.optimizer:
-        case "adam":
-            return torch.optim.Adam(network.parameters(), **arguments)
-        case "adamw":
-            return torch.optim.AdamW(network.parameters(), **arguments)
 
 
 def _with_settings_of(store: Store, config: Config) -> Config:

@@ -17,8 +17,11 @@ Batch = dict[str, Tensor]
 class StoredExamples(Dataset[Batch]):
     """Fields of a stored split and the embedding of each reference, read a whole batch at a time."""
 
-    def __init__(self, split: StoredSplit, fields: Sequence[str], embeddings: np.ndarray) -> None:
-        self.split, self.fields, self.embeddings = split, tuple(fields), embeddings
+    def __init__(
+        self, split: StoredSplit, fields: Sequence[str], vectors: np.ndarray, owners: np.ndarray
+    ) -> None:
+        """`vectors` [m, D] of the different references; `owners` [n]: which of them each example has."""
+        self.split, self.fields, self.vectors, self.owners = split, tuple(fields), vectors, owners
 
     def __len__(self) -> int:
         return len(self.split)
@@ -26,7 +29,7 @@ class StoredExamples(Dataset[Batch]):
     def __getitem__(self, rows: Sequence[int]) -> Batch:
         """Rows -> float32 tensors [B, ...] by field name, and `embedding` [B, D]."""
         batch = {name: torch.from_numpy(self.split.read_float(name, rows)) for name in self.fields}
-        batch["embedding"] = torch.from_numpy(self.embeddings[list(rows)])
+        batch["embedding"] = torch.from_numpy(self.vectors[self.owners[list(rows)]])
         return batch
 
 

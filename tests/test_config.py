@@ -92,3 +92,20 @@ def test_defaults_survive_a_round_trip_through_a_checkpoint(tmp_path: Path) -> N
     separator = Separator(load_config("config/compact.yaml"), DVector(hidden=8))
     torch.save(separator.content(), tmp_path / "x.pt")
     assert Separator.load(tmp_path / "x.pt").config == separator.config
+
+
+def test_merge_keys_bring_an_anchor_s_keys(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "data:\n  validation: &few {examples: 7, speakers: 0.2}\n  test:\n    <<: *few\n    examples: 9\n"
+    )
+    config = load_config(path)
+    assert (config.data.validation.examples, config.data.test.examples) == (7, 9)
+    assert config.data.test.speakers == 0.2
+
+
+def test_a_section_s_kind_chooses_its_options_only_where_options_depend_on_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("store: {kind: stft, shard_size: 7}\nnetwork: {kind: voicefilter, channels: 3}\n")
+    config = load_config(path, ["store.kind=wave", "network.kind=film_blstm"])
+    assert (config.store.kind, config.store.shard_size, config.network.kind) == ("wave", 7, "film_blstm")
