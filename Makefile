@@ -26,7 +26,7 @@ types: $(VENV)/.development ## mypy
 	@$(RUN) -m mypy
 
 clean: ## remove .venv and what the demo computed (downloads and your own trainings stay)
-	rm -rf $(VENV) demo chkpt/demo-* logs/demo-* data/demo-*
+	rm -rf $(VENV) demo chkpt/demo-* logs/demo-* data/demo-* data/index.sqlite*
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \

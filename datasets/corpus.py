@@ -62,11 +62,14 @@ class Corpus:
             speakers.setdefault(utterance.speaker, []).append(utterance)
         return speakers
 
-    def describe(self) -> str:
+    def describe(self, people: bool = True) -> str:
+        """Counts for the screen; `people` False: of sounds, whose speakers are categories."""
         minutes = sum(u.seconds for u in self.utterances) / 60
         names = [name for name in self.by_speaker() if name]
         shown = f" ({', '.join(names[:3])} ...)" if names else ""
-        text = f"{len(names)} speakers{shown}, {len(self.utterances)} utterances, {minutes:.0f} minutes"
+        who = f"{len(names)} {'speakers' if people else 'categories'}{shown}, " if people or names else ""
+        what = "utterances" if people else "recordings"
+        text = f"{who}{len(self.utterances)} {what}, {minutes:.1f} minutes"
         causes = Counter(cause.split(":")[0] for _, cause in self.unusable)
         left_out = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
         return f"{text}; left out: {left_out or 'nothing'}"

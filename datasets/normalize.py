@@ -40,9 +40,9 @@ from utils.audio import (
 )
 from utils.errors import UserError
 from utils.files import atomic_file, write_csv
-from utils.processes import worker_pool
+from utils.processes import cores, worker_pool
 
-PROCESSES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+PROCESSES = cores()
 RECORD, REPORT = ".normalize.jsonl", "normalize.csv"
 LEFTOVER = re.compile(r"^(.*/|)\.([^/]+)-[a-z0-9_]{8}(\.[^./]*|)$")  # as atomic_file names them
 FULL_SCALE = 1 - 2**-15  # the largest sample of 16 bits

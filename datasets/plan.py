@@ -81,7 +81,7 @@ def index_recordings(data: Data, cache: Path | None = None) -> Recordings:
     for kind in SOUNDS:
         if folders := getattr(data, kind):
             found = index_sounds(folders, kind.removesuffix("s"), check=data.check, cache=cache)
-            print(f"{kind}: {found.describe()}")
+            print(f"{kind}: {found.describe(people=False)}")
             # a name of their own: an utterance may be called alike
             by_kind[kind] = tuple(replace(u, id=f"{kind}:{u.id}") for u in found.utterances)
             unusable += found.unusable
