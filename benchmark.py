@@ -135,7 +135,7 @@ def measure_command(config: Config, folder: Path) -> dict[str, float]:
     recordings = index_recordings(config.data)
     plans = plan_draws(config.data, recordings)
     start = time.perf_counter()
-    generator.generate(config, recordings, plans, {}, folder, 1)
+    generator.generate(config, recordings, plans, {}, [], folder, 1)
     seconds = time.perf_counter() - start
     peak = peak_memory()
     split = Store(folder).split("train")

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(
             f"the checkpoints work at different rates ({sorted(rates)} Hz): score them one by one"
         )
-    data = stored or of_list(options, rates.pop())
+    data = stored or of_list(options, separators, rates.pop())
     folders = [Path(options.out) / result_name(path, data.name) for path in separators]
     if len(set(folders)) < len(options.checkpoints):
         raise UserError(
@@ -117,23 +117,33 @@ def of_store(store: Store, name: str) -> TestSet:
     return TestSet(str(store.folder), name, split, store.utterances, rate, protocol, store.folder)
 
 
-def of_list(options: argparse.Namespace, rate: int) -> TestSet:
-    """A tuple or recipe list, rendered while it is scored; rows without audio are listed in missing.csv."""
+def of_list(options: argparse.Namespace, separators: Mapping[str, Separator], rate: int) -> TestSet:
+    """A tuple or recipe list, rendered while it is scored; rows without audio are listed in missing.csv.
+
+    What is asked for (`reverse`), the references' length and `seconds` are those of the checkpoints'
+    training. Raises UserError when these differ.
+    """
     if not options.corpus:
         raise UserError("the audio of the list: name its corpus with -d")
     path, out = Path(options.tuples or options.recipes), Path(options.out)
+    if not path.is_file():
+        raise UserError(f"{path}: no such list")
+    same = {"reverse", "reference", "seconds"}
+    trained = [separator.config.data.model_dump(include=same) for separator in separators.values()]
+    if any(other != trained[0] for other in trained):
+        raise UserError(f"the checkpoints have different tasks ({trained}): score them one by one")
     folders = {kind: getattr(options, kind) for kind in SOUNDS}
-    data = Data(corpus=options.corpus, protocol=options.protocol, **folders)
+    data = Data(corpus=options.corpus, protocol=options.protocol, **folders, **trained[0])
     recordings = index_recordings(data)
     utterances = recordings.by_id
     if options.tuples:
-        listed = tuple_recipes(path, "test", utterances, data, recordings.fingerprint)
+        unusable = recordings.unusable
+        listed = tuple_recipes(path, "test", utterances, data, recordings.fingerprint, unusable)
     else:
         listed = listed_recipes(path, utterances)
     print(listed.describe(path))
-    if listed.missing:
-        write_csv(out / "missing.csv", ("row", "utterances", "cause"), listed.missing)
-        print(f"{out / 'missing.csv'}: the {len(listed.missing)} rows that were left out")
+    write_csv(out / "missing.csv", ("row", "utterances", "cause"), listed.missing)
+    print(f"{out / 'missing.csv'}: the {len(listed.missing)} rows that were left out")
     if not listed.recipes:
         raise UserError(f"{path}: none of its {len(listed.missing)} rows can be rendered, see missing.csv")
     protocol = describe_protocol(data.model_dump()) if options.tuples else "list of recipes"
@@ -172,7 +182,7 @@ def evaluate(
         "metrics": sorted(METRICS),
     }
     path = folder / "summary.json"
-    if path.exists():
+    if path.exists() and (folder / "per_utterance.csv").exists():
         summary = read_json(path)
         if summary.get("identity") == fingerprint(identity):
             return summary
@@ -180,11 +190,7 @@ def evaluate(
     embeddings = reference_embeddings(data.cache, data.utterances, references, separator.embedder)
     before, after = score_mixtures(data.split), score_estimates(separator, data.split, embeddings)
     speakers = [data.speaker(clip) for clip in references]
-    same = {
-        data.speaker(r.reference)
-        for r in data.recipes
-        if r.target and r.target.clips[0].utterance == r.reference.utterance
-    }
+    same = {data.speaker(recipe.reference) for recipe in data.recipes if recipe.same_utterance}
     summary = {
         **summarize(before, after, speakers, [recipe.role for recipe in data.recipes]),
         **identity,

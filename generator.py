@@ -12,24 +12,26 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from config.load import argument_parser, load_config, parse_arguments, run_script
 from config.schema import Config
 from datasets.corpus import Utterance
-from datasets.lists import listed_recipes, tuple_recipes
+from datasets.lists import ignored_by_tuples, listed_recipes, tuple_recipes
 from datasets.mixture import render
 from datasets.plan import SOUNDS, Recordings, SplitPlan, index_recordings, plan_draws, plan_list
 from datasets.recipe import Clip, RecipeFile
-from datasets.shards import SplitWriter, Workers, write_recipes, write_shards
-from datasets.store import SPLITS, Store, open_split, open_store, write_utterances
-from model.features import reference_embeddings, stored_features
+from datasets.shards import Features, SplitWriter, Workers, write_recipes, write_shards
+from datasets.store import SPLITS, Store, open_split, open_store, read_index, verify_split
+from datasets.tables import describe_changes, read_utterances, write_utterances
+from model.features import is_readable, reference_embeddings, stored_features
 from model.foreign import load_embedder
 from utils import distributed
 from utils.errors import UserError
-from utils.files import locked, read_json, remove_leftovers, sha256_of, write_csv
+from utils.files import locked, remove_leftovers, sha256_of, write_csv
 from utils.processes import cores
 
 OWN_FILES = ("store", "utterances", "unusable", "missing", "recipes", "index", "embeddings")
@@ -38,7 +40,7 @@ OWN_FILES = ("store", "utterances", "unusable", "missing", "recipes", "index", "
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(_parser(), arguments)
     if options.verify:
-        return verify(Store(options.verify))
+        return verify(Store(options.verify), options.repair)
     if options.processes < 1:
         raise UserError(f"-p {options.processes}: expected at least one process")
     rank, ranks = place_of(options.rank, options.ranks)
@@ -48,20 +50,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     embedder = None if options.no_embeddings else load_embedder(options.embedder or config.embedder)
     folder = Path(options.out or config.store.folder)
     lists = named_lists(options)
-    with locked(folder / f".lock-{rank}-of-{ranks}", f"{folder}: another generator.py is writing it"):
-        for place in (folder, *(folder / name for name in SPLITS)):
-            # other ranks may be writing theirs just now
-            remove_leftovers(place, OWN_FILES, seconds=0 if ranks == 1 else 3600)
+    with redirect_stdout(None) if rank else nullcontext():  # rank 0 says the same
         recordings = index_recordings(config.data)
-        plans = plan(config, recordings, lists, folder, options.allow_other_audio)
-        missing = generate(config, recordings, plans, lists, folder, options.processes, rank, ranks)
-        store = Store(folder)
-        if embedder is not None and rank == 0:
-            reference_embeddings(folder, store.utterances, references_of(store, plans), embedder)
+        plans, left_out = plan(config, recordings, lists, folder, options.allow_other_audio)
+        with only_writer(folder, rank, ranks):
+            missing = generate(
+                config, recordings, plans, lists, left_out, folder, options.processes, rank, ranks
+            )
+            store = Store(folder)
+            if embedder is not None and rank == 0:
+                reference_embeddings(folder, store.utterances, references_of(store, plans), embedder)
     counts = ", ".join(f"{name} {split.count}" for name, split in plans.items())
-    left = f"; {missing} shards are left to the other ranks" if missing else ""
-    print(f"{folder}: {counts}{left}")
+    left = f"; {missing} shards are still to come from the other ranks" if missing else ""
+    print(f"{folder}: {f'rank {rank} of {ranks} has finished, ' if ranks > 1 else ''}{counts}{left}")
     return 0
+
+
+@contextmanager
+def only_writer(folder: Path, rank: int, ranks: int) -> Iterator[None]:
+    """Holds this rank's lock on the store. Raises UserError while another process is this rank, or others
+    share the work out differently."""
+    refusal = f"{folder}: another generator.py is writing it"
+    with locked(folder / f".lock-{rank}-of-{ranks}", refusal):
+        for path in folder.glob(".lock-*-of-*"):
+            if not path.name.endswith(f"-of-{ranks}"):
+                with locked(path, f"{refusal} with other --ranks ({path.name})"):
+                    pass
+        yield
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--test_size", type=int, metavar="N", help="data.test.examples")
     add("--only_dev", type=true_or_false, metavar="True|False", help="only LibriSpeech's dev-* subsets")
     add("--verify", metavar="STORE", help="only check every shard of a store against its sha256")
+    add("--repair", action="store_true", help="with --verify: remove the shards that are damaged")
     return parser
 
 
@@ -143,26 +159,36 @@ def plan(
     lists: dict[str, tuple[str, Path]],
     folder: Path,
     allow_other_audio: bool,
-) -> dict[str, SplitPlan]:
+) -> tuple[dict[str, SplitPlan], list[tuple[str, int, str, str]]]:
     """Every split that the store will have: the lists', or without any list all three by drawing.
 
-    Rows of lists without audio are counted on screen and written to missing.csv.
+    Also the (split, row, ids, cause) of listed rows that are left out; where nothing is left, they are
+    written to missing.csv unless there is a store already.
     """
     if not lists:
-        return plan_draws(config.data, recordings)
+        return plan_draws(config.data, recordings), []
+    if "tuples" in {kind for kind, _ in lists.values()} and (ignored := ignored_by_tuples(config.data)):
+        print(f"NOTE: a list of tuples says what is mixed; ignored are {', '.join(ignored)}")
     by_id, found = recordings.by_id, {}
     for split, (kind, path) in lists.items():
         if kind == "tuples":
-            found[split] = tuple_recipes(path, split, by_id, config.data, recordings.fingerprint)
+            found[split] = tuple_recipes(
+                path, split, by_id, config.data, recordings.fingerprint, recordings.unusable
+            )
         else:
             found[split] = listed_recipes(path, by_id, allow_other_audio)
         print(found[split].describe(path))
     rows = [(split, *row) for split, listed in found.items() for row in listed.missing]
-    if rows:
-        write_csv(folder / "missing.csv", ("split", "row", "utterances", "cause"), rows)
-        print(f"{folder / 'missing.csv'}: the {len(rows)} rows that were left out")
+    none_left = not all(listed.recipes for listed in found.values())
+    if none_left and rows and not (folder / "store.json").exists():
+        write_missing(folder, rows)
     speaker_of = {name: u.speaker for name, u in by_id.items()}
-    return {split: plan_list(split, found[split], speaker_of) for split in SPLITS if split in found}
+    return {split: plan_list(split, found[split], speaker_of) for split in SPLITS if split in found}, rows
+
+
+def write_missing(folder: Path, rows: list[tuple[str, int, str, str]]) -> None:
+    write_csv(folder / "missing.csv", ("split", "row", "utterances", "cause"), rows)
+    print(f"{folder / 'missing.csv'}: the {len(rows)} rows that were left out")
 
 
 def generate(
@@ -170,6 +196,7 @@ def generate(
     recordings: Recordings,
     plans: dict[str, SplitPlan],
     lists: dict[str, tuple[str, Path]],
+    left_out: list[tuple[str, int, str, str]],
     folder: Path,
     processes: int,
     rank: int = 0,
@@ -191,12 +218,21 @@ def generate(
         name: {"examples": p.count, "speakers": p.speakers, "same_utterance_speakers": p.same_utterance}
         for name, p in plans.items()
     }
+    table = folder / "utterances.csv"
+    old = read_utterances(table) if (folder / "store.json").exists() and table.exists() else None
+    if old and (changes := describe_changes(old, recordings.by_kind)):
+        print(f"NOTE: {folder} was made of other recordings: {changes}")
     open_store(folder, settings, {"splits": splits, "folders": folders})
-    left_out = [row for p in plans.values() for row in p.left_out]
-    write_utterances(folder / "utterances.csv", dict(recordings.by_kind))
-    write_csv(folder / "unusable.csv", ("path", "cause"), [*recordings.unusable, *left_out])
+    for place in (folder, *(folder / name for name in SPLITS)):
+        # other ranks may be writing theirs just now
+        remove_leftovers(place, OWN_FILES, seconds=0 if ranks == 1 else 3600)
+    if lists:
+        write_missing(folder, left_out)
+    write_utterances(table, recordings.by_kind)
+    unusable = [row for p in plans.values() for row in (*p.left_out, *p.short)]
+    write_csv(folder / "unusable.csv", ("path", "cause"), [*recordings.unusable, *unusable])
     missing, utterances = 0, recordings.by_id
-    with Workers(utterances, processes) as workers:
+    with Workers(table, utterances, processes) as workers:
         for name, split in plans.items():
             print(split.describe())
             if name == "train" and config.data.mode == "live":
@@ -212,19 +248,28 @@ def prepare(
     features = stored_features(config.audio, config.store, scored=split.name != "train")
     front_end = config.audio.model_dump() | config.store.model_dump(exclude={"folder"})
     path, index = folder / "recipes.jsonl", folder / "index.json"
-    expected = read_json(index)["recipes"] if index.exists() else None
+    expected = read_index(index)
     digest = sha256_of(path) if path.exists() else ""
     if digest != expected:
         digest = write_recipes(path, split.recipes, split.count, expected)
     fingerprint = open_split(folder, digest, split.count, front_end)
-    first = features(render(RecipeFile(path)[0], utterances, config.audio.sample_rate))
-    size = sum(value.nbytes for value in first.values()) * split.count
-    free = shutil.disk_usage(folder).free
-    short = f", of which only {free / 1e9:.1f} GB are free" if size > free else ""
-    print(f"{split.name}: about {size / 1e9:.2f} GB{short}", flush=True)
+    announce_size(folder, features, utterances, config)
     return SplitWriter(
         folder, features, config.audio.sample_rate, config.store.shard_size, fingerprint, rank, ranks
     )
+
+
+def announce_size(folder: Path, features: Features, utterances: dict[str, Utterance], config: Config) -> None:
+    """Says how much the split will take, measured on its first example and the lengths of some."""
+    recipes = RecipeFile(folder / "recipes.jsonl")
+    first = features(render(recipes[0], utterances, config.audio.sample_rate))
+    some = [recipes[i].seconds for i in range(0, len(recipes), -(-len(recipes) // 200))]
+    mean = sum(some) / len(some) / recipes[0].seconds
+    size = sum(value.nbytes for value in first.values()) * mean * len(recipes)
+    there = sum(path.stat().st_size for path in folder.glob("shard-*/*.npy"))
+    free = shutil.disk_usage(folder).free
+    short = f", of which only {free / 1e6:,.0f} MB are free" if size - there > free else ""
+    print(f"{folder.name}: about {size / 1e6:,.0f} MB{short}", flush=True)
 
 
 def references_of(store: Store, plans: dict[str, SplitPlan]) -> list[Clip]:
@@ -239,15 +284,23 @@ def references_of(store: Store, plans: dict[str, SplitPlan]) -> list[Clip]:
     return list(clips)
 
 
-def verify(store: Store) -> int:
-    """Checks every stored array; raises UserError that names the damaged ones."""
-    splits = [store.split(name) for name in store.splits if not (name == "train" and store.live)]
-    bad = [path for split in splits for path in split.verify()]
-    if bad:
+def verify(store: Store, repair: bool = False) -> int:
+    """Checks every stored array; raises UserError that names the damaged shards, or with `repair` removes
+    them, so that the command that made the store renders them again."""
+    splits = [name for name in store.splits if not (name == "train" and store.live)]
+    bad = [shard for name in splits for shard in verify_split(store.folder / name)]
+    for path in store.folder.glob("embeddings-*.npz"):
+        if not is_readable(path):
+            print(f"NOTE: {path}: is damaged; the next command that needs it makes it anew")
+    if bad and not repair:
+        names = ", ".join(map(str, bad[:5])) + (" ..." if len(bad) > 5 else "")
         raise UserError(
-            f"{len(bad)} arrays are damaged: {', '.join(bad)}; remove their shard folders, run again"
+            f"{len(bad)} shards are missing or damaged: {names}; --verify {store.folder} --repair removes "
+            "them, and the command that made the store renders them again"
         )
-    print(f"{store.folder}: every shard is intact")
+    for shard in bad:
+        shutil.rmtree(shard, ignore_errors=True)
+    print(f"{store.folder}: {f'{len(bad)} shards were removed' if bad else 'every shard is intact'}")
     return 0
 
 

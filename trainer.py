@@ -24,7 +24,7 @@ from config.schema import Config
 from config.schema import Store as StoreOptions
 from datasets.dataset import Batch, ShuffledBatches, StoredExamples, training_batches
 from datasets.live import FreshBatches, LiveExamples
-from datasets.plan import SOUNDS, data_of, drawer_of
+from datasets.plan import SOUNDS, data_of, drawer_of, require_unchanged
 from datasets.recipe import Clip
 from datasets.store import WAVEFORMS, Store, StoredSplit
 from model.features import reference_embeddings, spectra
@@ -254,6 +254,7 @@ class Run:
     def _batches(self) -> Iterator[Batch]:
         train, pin = self.config.train, self.device.type == "cuda"
         if self.store.live:
+            require_unchanged(self.store)
             drawer = drawer_of(self.store, "train")
             clips = drawer.references()
             rate = self.config.audio.sample_rate

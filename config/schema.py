@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 
 class Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 def _in_order(value: float | list[float]) -> float | list[float]:
@@ -109,7 +109,7 @@ class Reverberation(Options):
 
     share: float = Field(0.0, ge=0, le=1)
     rooms: Literal["simulated", "measured"] = "simulated"
-    rt60: list[Annotated[float, Field(gt=0.05, le=2)]] = Field([0.15, 0.6], min_length=2, max_length=2)
+    rt60: list[Annotated[float, Field(gt=0.05, le=1)]] = Field([0.15, 0.6], min_length=2, max_length=2)
     size: list[Annotated[float, Field(ge=2, le=50)]] = Field([3.0, 8.0], min_length=2, max_length=2)
     target: Literal["reverberant", "early"] = "reverberant"
 
@@ -131,12 +131,13 @@ class Data(Options):
 
     `protocol` crop: target and interference are cut to `seconds`, at a random `offset` or at the first
     sample; padded (the paper's): the interference is cut or zero-padded to the target's length, whole
-    utterances where they are scored, segments of `seconds` for training. `vad` trim leaves out silence at
-    both ends, merge all of it. A stretch that is drawn holds `min_active` seconds of sound if the
-    utterance has one.
+    utterances where they are scored, segments of `seconds` (at the same time in both) for training. `vad`
+    trim leaves out silence at both ends, merge all of it. A stretch that is drawn holds `min_active` seconds
+    of sound if the utterance has them.
 
     `interferers` [fewest, most] of what `interference` says, each at its original level or at an SNR
-    (`snr_db`: dB, or a range) to the target; `babble_voices` speakers make a babble. `padding`: up to this
+    (`snr_db`: dB, or a range) to the target; noise and music shorter than the mixture sound once, as
+    `background` they repeat; `babble_voices` speakers make a babble. `padding`: up to this
     share of the mixture, target and interference are each silent at their ends. `gain_db` scales the whole
     mixture. `paired`: each mixture serves twice, with each of its speakers as the target. `speeds`: training
     voices are played at these factors. `reverse`: the target is everything but the reference's speaker.
@@ -188,6 +189,8 @@ class Data(Options):
                 "paired: needs mixtures of two speakers and nothing else (kinds, interferers, interference, "
                 "background, protocol, padding at their defaults), so that the two can change roles"
             )
+        if self.reverse and self.reverberation.share and self.reverberation.target == "early":
+            raise ValueError("reverberation.target: early is of one voice, with reverse there may be several")
         self._check_sounds()
         return self
 

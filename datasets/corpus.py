@@ -89,8 +89,8 @@ def index_corpus(
 
     A root is a folder or a CSV manifest; its layout is the first of `layouts.SPEECH_LAYOUTS` that recognises
     it, or the one named in front of it (`vctk:PATH`). Corpora with ids and speakers of their own keep them;
-    other ids are the path below the root and, with several roots, begin with the root's number and name, as
-    the speakers do, because equal names below two roots are different persons. `check`: `full` decodes every
+    other ids are the path below the root and, with several roots, begin with the root's name, as the speakers
+    do, because equal names below two roots are different persons. `check`: `full` decodes every
     file, `quick` its header and end. `cache`: an SQLite file of what was found before (None:
     `scan.DEFAULT_CACHE`). `processes`: how many look at files (None: one a core). Files that are unreadable,
     cut, silent or shorter than MIN_SECONDS are listed with their cause. Raises UserError when a root is
@@ -126,8 +126,12 @@ def _index(
 ) -> Corpus:
     found: list[Found] = []
     unusable: list[tuple[str, str]] = []
-    for number, root in enumerate(roots):
-        listing = _list_root(str(root), kind, layouts, f"{number}-" if len(roots) > 1 else "")
+    names: set[str] = set()
+    for root, prefix in zip(roots, _prefixes(list(map(str, roots)), layouts), strict=True):
+        listing, name = _list_root(str(root), kind, layouts, prefix)
+        names.add(name)
+        if {"librispeech", "libritts"} <= names:
+            raise UserError(f"{root}: LibriTTS holds the recordings of LibriSpeech; take one of the two")
         found += listing.found
         unusable += listing.unusable
     checks = scan_files([file.path for file in found], check, cache, processes)
@@ -146,31 +150,55 @@ def _index(
     return Corpus(tuple(utterances), tuple(sorted(unusable)), corpus_fingerprint(utterances))
 
 
-def _list_root(root: str, kind: str, layouts: Mapping[str, Layout], number: str) -> Listing:
-    """What the layout of one root finds; a `number` begins ids that are not the corpus' own."""
-    forced, colon, path = root.partition(":")
-    known = [*layouts, MANIFEST] if kind == "speech" else list(layouts)
-    forced, folder = (forced, Path(path)) if colon and forced in known else ("", Path(root))
+def _forced(root: str, layouts: Mapping[str, Layout]) -> tuple[str, Path]:
+    """(layout, path) of `vctk:PATH`; the layout is empty where none is named."""
+    name, colon, path = root.partition(":")
+    return (name, Path(path)) if colon and name in (*layouts, MANIFEST) else ("", Path(root))
+
+
+def _prefixes(roots: list[str], layouts: Mapping[str, Layout]) -> list[str]:
+    """What tells the ids of several roots apart: the folder's name, numbered where names are equal.
+
+    Raises UserError for a root that stands there twice or inside another.
+    """
+    paths = [_forced(root, layouts)[1].resolve() for root in roots]
+    for number, path in enumerate(paths):
+        for other in paths[:number]:
+            if path == other or path in other.parents or other in path.parents:
+                raise UserError(f"{roots[number]}: the same files as below {other}: name them once")
+    if len(roots) == 1:
+        return [""]
+    named = [path.stem if path.is_file() else path.name for path in paths]
+    return [f"{n}/" if named.count(n) == 1 else f"{number}-{n}/" for number, n in enumerate(named)]
+
+
+def _list_root(root: str, kind: str, layouts: Mapping[str, Layout], prefix: str) -> tuple[Listing, str]:
+    """What the layout of one root finds, and its name; ids that are not the corpus' own get the prefix."""
+    forced, folder = _forced(root, layouts)
     by_name = kind == "speech" and not forced and folder.suffix.lower() == ".csv" and not folder.is_dir()
     is_table = forced == MANIFEST or by_name
     if is_table and folder.is_file():
         name, listing, own_ids = MANIFEST, manifest(folder), False
     elif is_table or not folder.is_dir():
-        raise UserError(f"{folder}: no such {'manifest' if is_table else 'corpus folder'}")
+        known = (
+            f" (layouts to name before a colon: {', '.join(layouts)})" if ":" in root and not forced else ""
+        )
+        raise UserError(f"{folder}: no such {'manifest' if is_table else 'corpus folder'}{known}")
     else:
         tree = Tree.of(folder)
+        unnamed = [(f"{folder}/{name}", "its name is no text in UTF-8") for name in tree.unnamed]
         if not tree.audio:
             raise UserError(f"{folder}: no audio file below it ({', '.join(sorted(AUDIO_SUFFIXES))})")
         name = forced or next(name for name, layout in layouts.items() if layout.recognises(tree))
         listing, own_ids = layouts[name].index(tree), layouts[name].own_ids
+        listing.unusable += unnamed
     if not listing.found and not listing.unusable:
         raise UserError(f"{folder}: no {kind} in it (as a corpus of the {name} layout)")
     print(f"{folder}: {name} layout, {len(listing.found)} files")
-    if number and not own_ids:
-        prefix = f"{number}{folder.resolve().name}/"
+    if prefix and not own_ids:
         named = {"speech": lambda speaker: prefix + speaker}.get(kind, str)
         listing.found = [f._replace(id=prefix + f.id, speaker=named(f.speaker)) for f in listing.found]
-    return listing
+    return listing, name
 
 
 def _unfit(file: Found, checked: FileCheck, kind: str) -> str:
@@ -210,12 +238,20 @@ def corpus_fingerprint(utterances: Iterable[Utterance]) -> str:
 
 
 def _unique(found: list[Utterance]) -> tuple[list[Utterance], list[tuple[str, str]]]:
+    """Every id and every content once: a copy under another name would be another person or utterance."""
     kept: dict[str, Utterance] = {}
+    contents: dict[str, Utterance] = {}
     repeated = []
     for utterance in found:
         first = kept.setdefault(utterance.id, utterance)
         if first is not utterance:
             repeated.append((utterance.path, f"repeated id: {utterance.id} is also {first.path}"))
+            continue
+        whole = utterance.digest if not utterance.digest.startswith("~") else utterance.id
+        same = contents.setdefault(whole, utterance)
+        if same is not utterance:
+            del kept[utterance.id]
+            repeated.append((utterance.path, f"repeated file: equal to {same.path}"))
     return sorted(kept.values(), key=lambda u: u.id), repeated
 
 

@@ -203,7 +203,7 @@ def fetch(name: str, root: Path, keep_archive: bool = False, mirror: str = "") -
     _require_known(name, SOURCES)
     source = replace(SOURCES[name], keep_archive=keep_archive)
     result = root / source.result
-    if not result.exists():
+    if not result.exists() or (result.is_dir() and not any(result.iterdir())):
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:

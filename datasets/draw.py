@@ -13,7 +13,7 @@ from datasets.corpus import Utterance
 from datasets.passages import SHORTEST_SECONDS, Passage, Voice
 from datasets.recipe import Clip, Recipe, Source
 from datasets.rooms import Room, draw_shoebox
-from datasets.stretches import cut, draw_cut
+from datasets.stretches import draw_cut
 from utils.errors import UserError
 
 
@@ -46,13 +46,20 @@ class Drawer:
         voices = {name: Voice(utterances, data, shortest) for name, utterances in sorted(speakers.items())}
         self.voices = {name: voice for name, voice in voices.items() if voice.passages}
         self.same_utterance = sum(voice.same_utterance for voice in self.voices.values())
-        needed = f"{shortest:g} s for the target and {data.reference.min_seconds:g} s for the reference"
+        slow = f" (at the slowest of data.speeds, {self._speeds[0]:g})" if self._speeds[0] != 1 else ""
+        needed = f"{shortest:g} s for the target{slow}, {data.reference.min_seconds:g} s for the reference"
         self.unusable = [
             (name, f"{split} speaker left out: {sum(u.seconds for u in speakers[name]):.1f} s in "
                    f"{len(speakers[name])} utterances, needed are {needed}")
             for name in voices
             if name not in self.voices
         ]  # fmt: skip
+        # of speakers who stay: what never is the target
+        self.short = [
+            (u.path, f"{split}: never the target: {u.seconds:.2f} s, needed are {needed}")
+            for voice in self.voices.values()
+            for u in voice.short
+        ]
         self._names = list(self.voices)
         self._check_speakers(split, len(voices), needed)
         self._check_sounds(split)
@@ -110,10 +117,8 @@ class Drawer:
             found.append(self._only_noise(seconds, generator))
         else:
             found += self._background(seconds, generator)
-        # of a short interferer nothing may be left where a segment begins (protocol padded)
-        interference = tuple(source for source in found if source.clips)
         wanted = target if kind in ("mixture", "target_alone") else None
-        return self._finish(Recipe(index, kind, seconds, reference, wanted, interference), generator)
+        return self._finish(Recipe(index, kind, seconds, reference, wanted, tuple(found)), generator)
 
     def _draw_one_of_pair(self, index: int) -> Recipe:
         generator = np.random.default_rng([*self._key, index // 2])
@@ -186,8 +191,7 @@ class Drawer:
     ) -> Source:
         """Something that another speaker, who is added to `taken`, says meanwhile.
 
-        `begin`: where in whole utterances (protocol padded) a segment of `seconds` starts; the source has no
-        clip when nothing of the utterance is left there.
+        `begin`: where in whole utterances (protocol padded) a segment of `seconds` starts.
         """
         taken.append(self._other(taken, generator))
         passages = self.voices[taken[-1]].others
@@ -197,9 +201,7 @@ class Drawer:
             clip, _ = passage.draw_segment(part, self._speeds, self.data, generator)
             return Source("speech", (clip,), at)
         speed = self._speeds[generator.integers(len(self._speeds))]
-        rate = round(passage.utterance.rate * speed)
-        stretches = cut(passage.stretches, round(begin * rate), round(seconds * rate))
-        return Source("speech", (passage.clip(stretches, speed),) if stretches else ())
+        return Source("speech", (passage.meanwhile(begin, seconds, speed),))
 
     def _padding(self, generator: np.random.Generator) -> tuple[float, float]:
         """Where a source of the protocol crop begins, and how long it lasts, in seconds."""

@@ -15,7 +15,7 @@ from datasets.corpus import Utterance
 from datasets.draw import draw_level
 from datasets.passages import SHORTEST_SECONDS, Passage, reference_clip
 from datasets.recipe import Clip, Recipe, RecipeFile, Source
-from datasets.stretches import cut, total, usable
+from datasets.stretches import total, usable
 from utils.errors import UserError
 
 TUPLE_HEADER = ("clean_utterance", "embedding_utterance", "interference_utterance")
@@ -62,17 +62,27 @@ def read_tuples(path: Path) -> list[tuple[str, str, str]]:
 
 
 def tuple_recipes(
-    path: Path, split: str, utterances: Mapping[str, Utterance], data: Data, corpus: str = ""
+    path: Path,
+    split: str,
+    utterances: Mapping[str, Utterance],
+    data: Data,
+    corpus: str = "",
+    unusable: Sequence[tuple[str, str]] = (),
 ) -> Listed:
-    """One mixture a row, by `data`'s protocol, offset, vad, snr_db, seconds and reference.max_seconds.
+    """One mixture a row, by `data`'s protocol, offset, vad, snr_db, seconds, reference.max_seconds, reverse.
 
     As in draws, the protocol padded takes whole utterances, but for training segments of `seconds`.
+    `unusable`: (path, cause) of files that are there, but cannot be used. Rows that are no mixture of two
+    people with another utterance for reference are listed, too.
     """
+    bad = {Path(file).stem: cause for file, cause in unusable}
     listed = Listed([], [])
     for row, ids in enumerate(read_tuples(path), 1):
         absent = [name for name in dict.fromkeys(ids) if name not in utterances]
         if absent:
-            listed.missing.append((row, " ".join(ids), f"missing audio: {' '.join(absent)}"))
+            known = [f"{name} ({bad[name]})" for name in absent if name in bad]
+            cause = f"unusable audio: {', '.join(known)}" if known else f"missing audio: {' '.join(absent)}"
+            listed.missing.append((row, " ".join(ids), cause))
             continue
         clean, reference, interference = (utterances[name] for name in ids)
         generator = np.random.default_rng([data.seed, zlib.crc32(split.encode()), row])
@@ -90,6 +100,12 @@ def tuple_recipes(
     return listed
 
 
+def ignored_by_tuples(data: Data) -> list[str]:
+    """Options that are set, but do not matter where a list of tuples says what is mixed."""
+    names = ("kinds", "interferers", "interference", "background", "padding", "gain_db", "reverberation")
+    return [f"data.{name}" for name in names if getattr(data, name) != getattr(Data(), name)]
+
+
 def _mixture_of(
     clean: Utterance,
     spoken: Utterance,
@@ -99,6 +115,12 @@ def _mixture_of(
     generator: np.random.Generator,
 ) -> Recipe | str:
     """The recipe of three utterances, or why there is none."""
+    if clean.id == spoken.id:
+        return f"no other reference: {clean.id} is both target and reference"
+    if clean.speaker != spoken.speaker or clean.speaker == other.speaker:
+        return (
+            f"other speakers: {clean.speaker}, its reference {spoken.speaker}, interfered by {other.speaker}"
+        )
     wanted = data.reference.model_copy(update={"min_seconds": REFERENCE_SECONDS})
     reference = reference_clip(
         spoken, usable(spoken, data.vad), data.model_copy(update={"reference": wanted})
@@ -120,13 +142,12 @@ def _mixture_of(
     if segments:
         clip, begin = target.draw_segment(data.seconds, [1.0], data, generator)
     seconds = clip.frames / clean.rate
-    rest = cut(interference.stretches, round(begin * other.rate), round(seconds * other.rate))
-    return _two(clip, interference.clip(rest) if rest else None, reference, seconds)
+    return _two(clip, interference.meanwhile(begin, seconds), reference, seconds)
 
 
-def _two(target: Clip, other: Clip | None, reference: Clip, seconds: float) -> Recipe:
-    interference = (Source("speech", (other,)),) if other else ()
-    return Recipe(0, "mixture", seconds, reference, Source("speech", (target,)), interference)
+def _two(target: Clip, other: Clip, reference: Clip, seconds: float) -> Recipe:
+    speech = Source("speech", (target,)), Source("speech", (other,))
+    return Recipe(0, "mixture", seconds, reference, speech[0], speech[1:])
 
 
 def listed_recipes(
@@ -136,8 +157,11 @@ def listed_recipes(
 
     Raises UserError when audio has another content than where the list was made, unless that is allowed.
     """
-    listed, other = Listed([], []), []
+    listed, other, indices = Listed([], []), [], set[int]()
     for row, recipe in enumerate(RecipeFile(path), 1):
+        if recipe.index in indices:
+            raise UserError(f"{path}: line {row}: the index {recipe.index} stands there twice")
+        indices.add(recipe.index)
         cause, changed = "", ""
         for name, digest, end in _used(recipe):
             utterance = utterances.get(name)
@@ -145,7 +169,7 @@ def listed_recipes(
                 cause = f"missing audio: {name}"
             elif end > utterance.frames:
                 cause = f"utterance too short: {name} has {utterance.frames} of {end} samples"
-            elif digest and utterance.digest and digest != utterance.digest:
+            elif differ(digest, utterance.digest):
                 changed = f"{name} in {utterance.path}"
         if cause:
             ids = " ".join(name for name, _, _ in _used(recipe))
@@ -160,6 +184,11 @@ def listed_recipes(
             "--allow_other_audio renders them all the same"
         )
     return listed
+
+
+def differ(digest: str, other: str) -> bool:
+    """Whether two digests speak of other content; one of a whole file and one of its ends cannot say."""
+    return bool(digest and other) and digest != other and digest.startswith("~") == other.startswith("~")
 
 
 def _used(recipe: Recipe) -> Iterator[tuple[str, str, int]]:

@@ -29,6 +29,8 @@ from typing import Any
 from tqdm import tqdm
 
 from config.load import argument_parser, differences, parse_arguments, run_script
+from datasets.scan import check_file
+from datasets.tree import is_text
 from utils.audio import (
     AUDIO_SUFFIXES,
     LOUDNESS_BLOCK,
@@ -111,6 +113,9 @@ def _process(task: Task) -> Row:
             return Row(*known, "failed", note=f"cannot be copied ({error.strerror})")
         return Row(*known, "other")
     settings = task.settings
+    # what is damaged must not become a sound file
+    if cause := check_file(str(source)).cause:
+        return Row(*known, "failed", note=cause)
     try:
         samples = read_mono(source, settings.rate)
     except UserError as error:
@@ -189,6 +194,10 @@ def _plan(source: Path, target: Path, settings: Settings) -> tuple[list[Task], l
     clashes = []
     for path in sorted(path for path in source.rglob("*") if path.is_file()):
         name = path.relative_to(source).as_posix()
+        if not is_text(name):
+            shown = os.fsencode(name).decode(errors="replace")
+            clashes.append(Row(shown, shown, 0, 0, "failed", note="its name is no text in UTF-8"))
+            continue
         if name in (RECORD, REPORT):
             continue  # of a source that is a result of ours: the target gets its own
         output = str(PurePosixPath(name).with_suffix(f".{settings.format}")) if _is_audio(name) else name

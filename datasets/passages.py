@@ -33,6 +33,17 @@ class Passage:
     def clip(self, stretches: Stretches, speed: float = 1.0) -> Clip:
         return Clip(self.utterance.id, stretches, speed, self.utterance.digest)
 
+    def meanwhile(self, begin: float, seconds: float, speed: float = 1.0) -> Clip:
+        """What a whole utterance holds, or less, while a segment of another one lasts (protocol padded).
+
+        One that has ended by then is taken from its start, so that a mixture is one.
+        """
+        rate = round(self.utterance.rate * speed)
+        offset = round(begin * rate)
+        if offset >= total(self.stretches):
+            offset = 0
+        return self.clip(cut(self.stretches, offset, round(seconds * rate)), speed)
+
     def draw_reference(self, generator: np.random.Generator) -> Clip:
         choice = int(generator.integers(self.choices))
         return self.references[choice + (self.own is not None and choice >= self.own)]
@@ -57,27 +68,36 @@ class Passage:
 class Voice:
     """One speaker's `passages` for targets, and `others`, which are long enough to interfere.
 
-    The reference is another utterance than the target; of a single utterance, the target comes from one half
-    and the reference from the other (`same_utterance`). `shortest`: seconds that a passage must have.
+    The reference is another utterance than the target. Where only one utterance can serve, the target comes
+    from one half of it and the reference from the other (`same_utterance`). `shortest`: seconds that a
+    passage must have; `short`: utterances that are never the target.
     """
 
     def __init__(self, utterances: Sequence[Utterance], data: Data, shortest: float) -> None:
-        self.same_utterance = len(utterances) == 1
         whole = [Passage(u, usable(u, data.vad)) for u in utterances]
-        if self.same_utterance:
-            first, second = halves(whole[0].stretches)
-            parts = [(first, second), (second, first)]
-            found = [(part, reference_clip(utterances[0], other, data)) for part, other in parts if other]
-            passages = [Passage(utterances[0], part, [clip]) for part, clip in found if clip]
-        else:
-            clips = [reference_clip(p.utterance, p.stretches, data) for p in whole]
-            references = [clip for clip in clips if clip]  # one list for all targets
-            place = {clip.utterance: number for number, clip in enumerate(references)}
-            passages = [
-                Passage(p.utterance, p.stretches, references, place.get(p.utterance.id)) for p in whole
-            ]
+        clips = [reference_clip(p.utterance, p.stretches, data) for p in whole]
+        references = [clip for clip in clips if clip]  # one list for all targets
+        place = {clip.utterance: number for number, clip in enumerate(references)}
+        passages = [Passage(p.utterance, p.stretches, references, place.get(p.utterance.id)) for p in whole]
         self.passages = [p for p in passages if p.choices and _lasts(p, shortest)]
+        self.same_utterance = False
+        if not self.passages:
+            longest = max(whole, key=lambda p: total(p.stretches) / p.utterance.rate)
+            self.passages = [p for p in _halves(longest, data) if _lasts(p, shortest)]
+            self.same_utterance = bool(self.passages)
+        targets = {p.utterance.id for p in self.passages}
+        self.short = [u for u in utterances if u.id not in targets]
         self.others = [p for p in whole if _lasts(p, shortest if data.protocol == "crop" else 0.0)]
+
+
+def _halves(passage: Passage, data: Data) -> list[Passage]:
+    first, second = halves(passage.stretches)
+    found = [
+        (part, reference_clip(passage.utterance, other, data))
+        for part, other in ((first, second), (second, first))
+        if part and other
+    ]
+    return [Passage(passage.utterance, part, [clip]) for part, clip in found if clip]
 
 
 def _lasts(passage: Passage, seconds: float) -> bool:

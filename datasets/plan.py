@@ -23,6 +23,7 @@ from datasets.corpus import (
 from datasets.draw import Drawer
 from datasets.lists import Listed
 from datasets.recipe import Recipe
+from datasets.scan import changed_files
 from datasets.store import SPLITS, Store
 from utils.errors import UserError
 from utils.files import fingerprint
@@ -49,8 +50,10 @@ class Recordings:
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """One split before anything is rendered: `count` recipes, the persons asked for, and remarks for
-    people."""
+    """One split before anything is rendered: `count` recipes and the persons asked for.
+
+    (name, cause) of speakers `left_out`, and of utterances too `short` to be a target.
+    """
 
     name: str
     count: int
@@ -58,12 +61,15 @@ class SplitPlan:
     speakers: list[str]
     same_utterance: int
     left_out: list[tuple[str, str]]
+    short: list[tuple[str, str]]
     drawer: Drawer | None = None
 
     def describe(self) -> str:
         parts = [f"{len(self.speakers)} speakers"]
         if self.left_out:
             parts.append(f"{len(self.left_out)} left out (listed in unusable.csv)")
+        if self.short:
+            parts.append(f"{len(self.short)} utterances too short to be the target (listed, too)")
         if self.same_utterance:
             parts.append(
                 f"{self.same_utterance} have one utterance, the reference is its other half (an easier task)"
@@ -117,7 +123,7 @@ def plan_draws(data: Data, recordings: Recordings) -> dict[str, SplitPlan]:
         drawer = Drawer(split, of_split, data, sounds[split], recordings.fingerprint)
         plans[split] = SplitPlan(
             split, counts[split], _Draws(drawer, counts[split]), sorted(drawer.voices),
-            drawer.same_utterance, drawer.unusable, drawer,
+            drawer.same_utterance, drawer.unusable, drawer.short, drawer,
         )  # fmt: skip
     return plans
 
@@ -125,17 +131,15 @@ def plan_draws(data: Data, recordings: Recordings) -> dict[str, SplitPlan]:
 def plan_list(name: str, listed: Listed, speaker_of: Mapping[str, str]) -> SplitPlan:
     """A split of listed recipes. Raises UserError when none of them can be rendered."""
     if not listed.recipes:
-        row, _, cause = listed.missing[0] if listed.missing else (0, "", "the list is empty")
+        if not listed.missing:
+            raise UserError(f"{name}: the list is empty")
+        row, _, cause = listed.missing[0]
         raise UserError(
             f"{name}: none of {len(listed.missing)} listed examples can be rendered (row {row}: {cause})"
         )
-    same = {
-        speaker_of[recipe.reference.utterance]
-        for recipe in listed.recipes
-        if recipe.target and recipe.target.clips[0].utterance == recipe.reference.utterance
-    }
+    same = {speaker_of[recipe.reference.utterance] for recipe in listed.recipes if recipe.same_utterance}
     speakers = sorted({speaker_of[recipe.reference.utterance] for recipe in listed.recipes})
-    return SplitPlan(name, len(listed.recipes), listed.recipes, speakers, len(same), [])
+    return SplitPlan(name, len(listed.recipes), listed.recipes, speakers, len(same), [], [])
 
 
 @dataclass(frozen=True)
@@ -172,29 +176,40 @@ def split_sounds(
 ) -> dict[str, dict[str, list[Utterance]]]:
     """Disjoint noises, music and rooms of every split: the corpus' own division, else shares by seed.
 
-    Each split gets at least one recording; fewer than three of a kind serve in all splits, which is said.
+    What one subset holds stays together (ESC-50's folds, a room of RIRS_NOISES). Each split gets at least one
+    subset or recording; where there are fewer than three, all splits share them, which is said.
     """
     found: dict[str, dict[str, list[Utterance]]] = {split: {} for split in SPLITS}
     for kind in SOUNDS:
         recordings = list(by_kind.get(kind, ()))
-        own = {split: [u for u in recordings if OFFICIAL.get(u.subset) == split] for split in SPLITS}
-        if all(own.values()):
-            parts = own
-        elif len(recordings) < len(SPLITS):
-            if recordings:
-                print(f"NOTE: {len(recordings)} of data.{kind} are too few to divide: all splits share them")
-            parts = dict.fromkeys(SPLITS, recordings)
-        else:
-            order = np.random.default_rng([data.seed, zlib.crc32(kind.encode())]).permutation(len(recordings))
-            left = [recordings[i] for i in order]
-            parts = {}
-            for split in SCORED:
-                count = min(max(1, round(getattr(data, split).speakers * len(recordings))), len(left) - 1)
-                parts[split], left = left[:count], left[count:]
-            parts["train"] = left
+        official = {split: [u for u in recordings if OFFICIAL.get(u.subset) == split] for split in SPLITS}
+        divided = all(official.values())
+        parts = _divide([u for u in recordings if not divided or u.subset not in OFFICIAL], kind, data)
         for split in SPLITS:
-            found[split][kind] = sorted(parts[split], key=lambda u: u.id)
+            own = [*official[split], *parts[split]] if divided else parts[split]
+            found[split][kind] = sorted(own, key=lambda u: u.id)
     return found
+
+
+def _divide(recordings: Sequence[Utterance], kind: str, data: Data) -> dict[str, list[Utterance]]:
+    groups: dict[str, list[Utterance]] = {}
+    for u in recordings:
+        groups.setdefault(u.subset or u.id, []).append(u)
+    names = sorted(groups)
+    if len(names) < len(SPLITS):
+        if names:
+            print(f"NOTE: {len(names)} of data.{kind} are too few to divide: all splits share them")
+        return {split: list(recordings) for split in SPLITS}
+    np.random.default_rng([data.seed, zlib.crc32(kind.encode())]).shuffle(names)
+    parts: dict[str, list[Utterance]] = {}
+    for number, split in enumerate(SCORED):
+        wanted = max(1, round(getattr(data, split).speakers * len(recordings)))
+        parts[split] = []
+        # one group at least is left to every split that comes
+        while len(parts[split]) < wanted and len(names) > len(SCORED) - number:
+            parts[split] += groups[names.pop()]
+    parts["train"] = [u for name in names for u in groups[name]]
+    return parts
 
 
 def drawer_of(store: Store, split: str) -> Drawer:
@@ -207,6 +222,16 @@ def drawer_of(store: Store, split: str) -> Drawer:
             speakers.setdefault(utterance.speaker, []).append(utterance)
     sounds = split_sounds(store.recordings, data)[split]
     return Drawer(split, speakers, data, sounds, store.settings["corpus"])
+
+
+def require_unchanged(store: Store) -> None:
+    """Raises UserError when audio that examples may be drawn from is not what it was when it was indexed."""
+    digests = {u.path: u.digest for u in store.utterances.values()}
+    if changed := changed_files(digests, store.settings["data"]["check"]):
+        raise UserError(
+            f"{len(changed)} of {len(digests)} recordings of {store.folder} are gone or have changed since "
+            f"it was made (the first: {changed[0]}); make another store"
+        )
 
 
 def data_of(store: Store) -> Data:

@@ -15,6 +15,8 @@ from datasets.rooms import Room
 from utils.errors import UserError
 
 KINDS = ("mixture", "target_alone", "target_absent", "noise_only")
+SOURCES = ("speech", "noise", "music", "babble")
+LARGEST_DB, LONGEST_SECONDS = 200.0, 36000.0
 T = TypeVar("T")
 
 
@@ -78,9 +80,15 @@ class Recipe:
         return (self.target, *self.interference) if self.target else self.interference
 
     @property
+    def same_utterance(self) -> bool:
+        """Whether target and reference are parts of one utterance."""
+        return self.target is not None and self.target.clips[0].utterance == self.reference.utterance
+
+    @property
     def role(self) -> str:
         """What is asked for: a voice out of a `mixture`, a voice that is `alone`, or one that is `absent`."""
-        asked, rest = bool(self.target), bool(self.interference)
+        early = self.target is not None and self.target.room is not None and self.target.room.early
+        asked, rest = self.target is not None, bool(self.interference) or early
         if self.reverse:
             asked, rest = rest, asked
         return ("mixture" if rest else "alone") if asked else "absent"
@@ -98,8 +106,13 @@ class Recipe:
             tree["target"] = _source(tree["target"]) if tree.get("target") else None
             tree["interference"] = tuple(_source(item) for item in tree.get("interference", ()))
             recipe = cls(**tree)
-            if recipe.kind not in KINDS or not recipe.seconds > 0 or not recipe.sources:
-                raise ValueError(f"kind {recipe.kind!r}, {recipe.seconds} s, {len(recipe.sources)} sources")
+            if recipe.kind not in KINDS or not recipe.sources:
+                raise ValueError(f"kind {recipe.kind!r}, {len(recipe.sources)} sources")
+            _require("index", recipe.index, 0, 1 << 53, whole=True)
+            _require("seconds", recipe.seconds, 1e-3, LONGEST_SECONDS)
+            _require("gain_db", recipe.gain_db, -LARGEST_DB, LARGEST_DB)
+            for source in recipe.sources:
+                _require("at", source.at, 0, recipe.seconds)
             return recipe
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             text = line.decode(errors="replace") if isinstance(line, bytes) else line
@@ -122,17 +135,36 @@ def _brief(value: Any) -> Any:
     return tree
 
 
+def _require(name: str, value: Any, low: float, high: float, whole: bool = False) -> None:
+    """Raises ValueError unless the value is a number between the limits."""
+    good = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not good or not low <= value <= high:
+        raise ValueError(f"{name} {value!r}, expected {low:g} to {high:g}")
+
+
 def _clip(tree: dict[str, Any]) -> Clip:
-    stretches = tuple((int(start), int(frames)) for start, frames in tree["stretches"])
-    if not stretches or any(start < 0 or frames < 1 for start, frames in stretches):
-        raise ValueError(f"stretches {tree['stretches']}")
-    return Clip(**{**tree, "stretches": stretches})
+    stretches = tuple((start, frames) for start, frames in tree["stretches"])
+    if not stretches:
+        raise ValueError("no stretches")
+    for start, frames in stretches:
+        _require("start", start, 0, 1 << 53, whole=True)
+        _require("frames", frames, 1, 1 << 53, whole=True)
+    clip = Clip(**{**tree, "stretches": stretches})
+    _require("speed", clip.speed, 0.1, 10)
+    if not isinstance(clip.utterance, str) or not isinstance(clip.digest, str):
+        raise ValueError(f"utterance {clip.utterance!r}, digest {clip.digest!r}")
+    return clip
 
 
 def _source(tree: dict[str, Any]) -> Source:
     clips = tuple(_clip(clip) for clip in tree["clips"])
     room = Room.from_dict(tree["room"]) if tree.get("room") else None
-    return Source(**{**tree, "clips": clips, "room": room})
+    source = Source(**{**tree, "clips": clips, "room": room})
+    if source.kind not in SOURCES or not clips:
+        raise ValueError(f"source {source.kind!r} of {len(clips)} clips")
+    if source.snr_db is not None:
+        _require("snr_db", source.snr_db, -LARGEST_DB, LARGEST_DB)
+    return source
 
 
 class RecipeFile(Sequence[Recipe]):

@@ -13,9 +13,6 @@ from config.schema import Reverberation
 Point = tuple[float, float, float]
 WALL_METRES = 0.5
 """Microphone and voices keep this distance from the walls and from each other."""
-MAX_ORDER = 30
-"""Reflections a simulated path may take; later ones are left out, which shortens reverberation above 0.6
-s."""
 EARLY_SECONDS = 0.05
 
 
@@ -87,7 +84,8 @@ def simulate(room: Room, rate: int) -> np.ndarray:
         room.size,
         fs=rate,
         materials=pyroomacoustics.Material(absorption),
-        max_order=min(order, MAX_ORDER),
+        # of as many reflections as are heard before 60 dB are gone; all that there are would take a second
+        max_order=min(order, round(15 + 55 * room.rt60)),
     )
     shoebox.add_source(room.source)
     shoebox.add_microphone(room.microphone)

@@ -7,7 +7,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import islice
 from pathlib import Path
@@ -21,7 +21,7 @@ from utils.processes import cores, worker_pool
 
 DEFAULT_CACHE = Path("data/index.sqlite")
 CHECKS = ("full", "quick")
-VERSION = 1  # of what a check finds; another number makes the cache's rows be made anew
+VERSION = 2  # of what a check finds; another number makes the cache's rows be made anew
 POOL_FILES = 64  # fewer than these are checked before a pool has started
 POOL_SECONDS = 2.0  # as are those that one process manages in this time
 CHUNK = 16  # files handed to a process at once
@@ -53,13 +53,15 @@ def check_file(path: str, check: str = "full") -> FileCheck:
     """Looks at one file: all of it, or (`quick`) its header and its end. Never raises for a bad file."""
     digest = ""
     try:
-        digest = digest_of(path)
+        digest = digest_of(path, check)
         found = examine_audio(path, whole=check == "full")
     except UserError as error:
         # our words without the path and the decoder's words
         return _failed(f"unreadable: {str(error).removeprefix(f'{path}: ').split(' (')[0]}", digest)
     except FileNotFoundError:
         return _failed("no such file")
+    except ValueError:  # a path with a NUL in it
+        return _failed("no such file: its name cannot be one")
     except OSError as error:
         return _failed(f"unreadable: {(error.strerror or type(error).__name__).lower()}")
     return FileCheck(
@@ -84,19 +86,23 @@ def _cause(found: Examined, whole: bool) -> str:
     return ""
 
 
-def digest_of(path: str) -> str:
-    """12 hexadecimal digits over a file's size, its first and its last 64 KiB.
+def digest_of(path: str, check: str = "full") -> str:
+    """12 hexadecimal digits that name a file's bytes; `quick`: `~` and 12 over its size and its ends of 64
+    KiB.
 
-    That is enough to tell recordings apart: the header of FLAC holds the MD5 of all samples, and a copy that
-    differs in its middle alone is damage, which the check finds. Raises OSError.
+    Raises OSError.
     """
     size = os.path.getsize(path)
     digest = hashlib.blake2b(size.to_bytes(8, "little"), digest_size=6)
     with open(path, "rb") as file:
+        if check == "full":
+            while block := file.read(1 << 20):
+                digest.update(block)
+            return digest.hexdigest()
         digest.update(file.read(DIGEST_BYTES))
         file.seek(max(file.tell(), size - DIGEST_BYTES))
         digest.update(file.read(DIGEST_BYTES))
-    return digest.hexdigest()
+    return f"~{digest.hexdigest()}"
 
 
 def _check_chunk(paths: Sequence[str], check: str) -> list[FileCheck]:
@@ -199,7 +205,7 @@ def scan_files(
         for number, path in enumerate(paths):
             try:
                 status = os.stat(path)
-            except OSError:
+            except (OSError, ValueError):
                 results[number] = check_file(path, check)  # says why
                 continue
             stamp = (status.st_size, status.st_mtime_ns)
@@ -219,6 +225,14 @@ def scan_files(
     finally:
         store.close()
     return [results[number] for number in range(len(paths))]
+
+
+def changed_files(digests: Mapping[str, str], check: str = "full", cache: Path | None = None) -> list[str]:
+    """Of paths with their digests, those that are gone or hold something else now; `check` as when
+    indexed."""
+    paths = list(digests)
+    found = scan_files(paths, check, cache)
+    return [path for path, now in zip(paths, found, strict=True) if now.digest != digests[path]]
 
 
 def _check_all(

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from datasets.corpus import Utterance
 from datasets.mixture import Example, render
 from datasets.recipe import Recipe, RecipeFile
+from datasets.tables import read_utterances
 from utils.errors import UserError
 from utils.files import atomic_file, atomic_folder, read_json, sha256_of, write_json
 from utils.processes import worker_pool
@@ -31,6 +32,21 @@ HEADER_BYTES = 128
 """Of every array file, so that the shape can be written when it is known."""
 WAITING = 32
 """Examples that may wait to be written, so that memory does not grow where the disk is slow."""
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}"
+
+
+def read_shard(folder: Path, fingerprint: str) -> dict[str, Any] | None:
+    """shard.json of a shard that is there and whole as far as lengths tell; None for any other."""
+    try:
+        content: dict[str, Any] = read_json(folder / "shard.json")
+        sizes = {name: (folder / f"{name}.npy").stat().st_size for name in content["sha256"]}
+        whole = content["fingerprint"] == fingerprint and content["bytes"] == sizes
+        return content if whole and isinstance(content["examples"], int) else None
+    except (UserError, OSError, KeyError, TypeError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -50,12 +66,13 @@ class SplitWriter:
     ranks: int = 1
 
     def shard(self, number: int) -> Path:
-        return self.folder / f"shard-{number:05d}"
+        return self.folder / shard_name(number)
 
     def is_written(self, number: int) -> bool:
-        """Whether the shard is there; one of other recipes or settings does not count."""
-        path = self.shard(number) / "shard.json"
-        return path.is_file() and read_json(path).get("fingerprint") == self.fingerprint
+        """Whether the shard is there, its arrays as long as they were; one of other recipes does not
+        count."""
+        content = read_shard(self.shard(number), self.fingerprint)
+        return content is not None
 
     def write(self, number: int, utterances: Mapping[str, Utterance]) -> int:
         """Renders one shard; returns its number of examples."""
@@ -69,6 +86,7 @@ class SplitWriter:
                     arrays.append(self.features(render(recipes[row], utterances, self.rate)))
             content: dict[str, Any] = {"examples": len(numbers), "fingerprint": self.fingerprint}
             content["sha256"] = arrays.digests
+            content["bytes"] = {name: (temporary / f"{name}.npy").stat().st_size for name in arrays.digests}
             if ragged := {name: lengths for name, lengths in arrays.lengths.items() if lengths}:
                 content["lengths"] = ragged
             write_json(temporary / "shard.json", content)
@@ -196,7 +214,7 @@ def write_shards(writer: SplitWriter, workers: Workers) -> int:
     shards = range(-(-examples // writer.shard_size))
     own = [number for number in shards if number % writer.ranks == writer.rank]
     for leftover in writer.folder.glob(".shard-*"):  # of a run that was killed
-        if int(leftover.name.split("-")[1]) in own:
+        if leftover.name.split("-")[1] in {f"{number:05d}" for number in own}:
             shutil.rmtree(leftover, ignore_errors=True)
     missing = [number for number in own if not writer.is_written(number)]
     sizes = {number: min(writer.shard_size, examples - number * writer.shard_size) for number in shards}
@@ -212,11 +230,12 @@ def write_shards(writer: SplitWriter, workers: Workers) -> int:
 _UTTERANCES: Mapping[str, Utterance] = {}
 
 
-def _start_worker(utterances: Mapping[str, Utterance]) -> None:
+def _start_worker(table: Path) -> None:
     import torch
 
     global _UTTERANCES
-    _UTTERANCES = utterances
+    recordings = read_utterances(table)
+    _UTTERANCES = {u.id: u for found in recordings.values() for u in found}
     torch.set_num_threads(1)  # the processes are the parallelism
 
 
@@ -227,8 +246,9 @@ def _write_in_worker(writer: SplitWriter, number: int) -> int:
 class Workers:
     """The processes that render, started when there is work for more than one of them."""
 
-    def __init__(self, utterances: Mapping[str, Utterance], processes: int) -> None:
-        self.utterances, self.processes = utterances, processes
+    def __init__(self, table: Path, utterances: Mapping[str, Utterance], processes: int) -> None:
+        """`table` holds the utterances as a file: a pickle of many would block a process that starts."""
+        self.table, self.utterances, self.processes = table, utterances, processes
         self._stack = ExitStack()
         self._pool: ProcessPoolExecutor | None = None
 
@@ -245,7 +265,7 @@ class Workers:
                 yield writer.write(number, self.utterances)
             return
         if self._pool is None:
-            pool = worker_pool(self.processes, "rendering", _start_worker, (self.utterances,))
+            pool = worker_pool(self.processes, "rendering", _start_worker, (self.table,))
             self._pool = self._stack.enter_context(pool)
         futures = [self._pool.submit(_write_in_worker, writer, number) for number in numbers]
         for future in as_completed(futures):

@@ -98,7 +98,7 @@ def rirs_noises(tree: Tree, kind: str) -> Listing:
         real_rirs_isotropic_noises/      *.wav; rir_list and noise_list say which is which
         pointsource_noises/noise-free-sound-0000.wav
 
-    Categories: smallroom, mediumroom, largeroom and real; pointsource and isotropic.
+    Categories: smallroom, mediumroom, largeroom and real; pointsource and isotropic. The room is the subset.
     """
     listed = {
         name: {
@@ -116,8 +116,17 @@ def rirs_noises(tree: Tree, kind: str) -> Listing:
         if found is None:
             listing.unusable.append((tree.path(path), "not a RIRS_NOISES path"))
         elif found[0] == kind:
-            listing.found.append(Found(tree.path(path), _name(path), found[1]))
+            listing.found.append(Found(tree.path(path), _name(path), found[1], None, _room(path, kind)))
     return listing
+
+
+def _room(path: str, kind: str) -> str:
+    """`smallroom/Room001` of a simulated response; of a measured one what stands before its place."""
+    if kind != "rir":
+        return ""
+    if "simulated_rirs" in path:
+        return "/".join(path.split("/")[-3:-1])
+    return re.sub(r"_(near|far|phone|\d).*$", "", stem(path))
 
 
 def _above(tree: Tree, path: str) -> list[str]:

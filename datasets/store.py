@@ -14,9 +14,7 @@ An array is [n, ...], or, where examples differ in length, all of them joined al
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import sys
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -28,13 +26,15 @@ from tqdm import tqdm
 from config.load import differences
 from datasets.corpus import Utterance
 from datasets.recipe import RecipeFile
+from datasets.shards import read_shard, shard_name
+from datasets.tables import read_utterances
 from utils.errors import UserError
-from utils.files import read_json, sha256_of, write_csv, write_json
+from utils.files import read_json, sha256_of, write_json
 
 SPLITS = ("train", "validation", "test")
 WAVEFORMS = ("mixture_wave", "target_wave")
 """Fields of the splits that are scored: the mixture and the target as waveforms [N]."""
-COLUMNS = ("kind", "id", "speaker", "path", "frames", "rate", "subset", "sex", "digest", "active", "text")
+OPEN_ARRAYS = 512
 
 
 def open_store(folder: Path, settings: dict[str, Any], report: dict[str, Any]) -> None:
@@ -50,12 +50,25 @@ def open_store(folder: Path, settings: dict[str, Any], report: dict[str, Any]) -
         raise UserError(f"{folder}: is not empty and no store; name another folder with -o")
     if not path.exists():
         write_json(path, {"settings": settings, **report})
-    changes = differences(read_json(path)["settings"], settings)
+    changes = differences(_entry(path, "settings"), settings)
     if changes:
         raise UserError(
             f"{folder}: this store was made with other settings ({'; '.join(changes)}); "
             "name another folder with -o, or remove it"
         )
+
+
+def _entry(path: Path, key: str) -> Any:
+    """An entry of a JSON file of ours. Raises UserError when it is damaged."""
+    content = read_json(path)
+    if not isinstance(content, dict) or key not in content:
+        raise UserError(f"{path}: is damaged (it has no '{key}'); remove it and run generator.py again")
+    return content[key]
+
+
+def read_index(path: Path) -> str | None:
+    """The sha256 of the recipes that a split was opened with; None where it was not."""
+    return str(_entry(path, "recipes")) if path.exists() else None
 
 
 def open_split(folder: Path, recipes: str, examples: int, front_end: dict[str, Any]) -> str:
@@ -73,58 +86,16 @@ def open_split(folder: Path, recipes: str, examples: int, front_end: dict[str, A
     return sha256_of(path)[:16]
 
 
-def write_utterances(path: Path, recordings: dict[str, Sequence[Utterance]]) -> None:
-    """Writes what recipes may name: utterances by kind (speech, noise, music, rirs)."""
-    rows = [
-        (kind, u.id, u.speaker, str(Path(u.path).resolve()), u.frames, u.rate, u.subset, u.sex, u.digest,
-         "" if u.active is None else " ".join(f"{start}-{stop}" for start, stop in u.active), u.text or "")
-        for kind, utterances in recordings.items()
-        for u in utterances
-    ]  # fmt: skip
-    write_csv(path, COLUMNS, rows)
-
-
-def read_utterances(path: Path) -> dict[str, list[Utterance]]:
-    """What `write_utterances` wrote. Raises UserError when it is damaged."""
-    csv.field_size_limit(sys.maxsize)
-    recordings: dict[str, list[Utterance]] = {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for r in csv.DictReader(file):
-                pairs = (part.split("-") for part in r["active"].split())
-                active = tuple((int(start), int(stop)) for start, stop in pairs) or None
-                recordings.setdefault(r["kind"], []).append(
-                    Utterance(
-                        r["id"], r["speaker"], r["path"], int(r["frames"]), int(r["rate"]), r["text"] or None,
-                        r["subset"], r["sex"], r["digest"], active,
-                    )
-                )  # fmt: skip
-    except (OSError, KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run generator.py again") from error
-    return recordings
-
-
-def _allow_open_files() -> None:
-    """A memory-mapped array holds a file open: allow as many as the system lets this process have."""
-    with contextlib.suppress(ImportError):  # where there is no such limit
-        import resource
-
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 class Store:
     """A store on disk. Raises UserError when the folder is none."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        _allow_open_files()
         if not (self.folder / "store.json").is_file():
             raise UserError(f"{folder}: no store there; make one with generator.py -d CORPUS -o {folder}")
+        self.settings: dict[str, Any] = _entry(self.folder / "store.json", "settings")
+        _entry(self.folder / "store.json", "splits")
         self.report = read_json(self.folder / "store.json")
-        if "splits" not in self.report:
-            raise UserError(f"{folder}: was made by an older version of this project; run generator.py again")
-        self.settings: dict[str, Any] = self.report["settings"]
 
     @property
     def splits(self) -> list[str]:
@@ -169,17 +140,23 @@ class StoredSplit:
             raise UserError(f"{folder}: no index there; run generator.py again to complete the store")
         self.recipes = RecipeFile(folder / "recipes.jsonl")
         self.fingerprint = sha256_of(index)[:16]
-        self._shards = sorted(folder.glob("shard-*"))
-        self._contents = [read_json(shard / "shard.json") for shard in self._shards]
-        sizes = [int(c["examples"]) for c in self._contents if c["fingerprint"] == self.fingerprint]
-        if sum(sizes) != len(self.recipes) or len(sizes) != len(self._shards):
+        if sha256_of(self.recipes.path) != _entry(index, "recipes"):
+            raise UserError(f"{self.recipes.path}: is damaged; run generator.py again, which restores it")
+        self._contents, self._shards = self._read_shards(_entry(index, "front_end")["shard_size"])
+        self._starts = np.cumsum([0, *(content["examples"] for content in self._contents)])
+        self._arrays: OrderedDict[tuple[int, str], np.ndarray] = OrderedDict()
+        self._offsets: dict[tuple[int, str], np.ndarray] = {}
+
+    def _read_shards(self, shard_size: int) -> tuple[list[dict[str, Any]], list[Path]]:
+        shards = [self.folder / shard_name(n) for n in range(-(-len(self.recipes) // shard_size))]
+        found = [content for shard in shards if (content := read_shard(shard, self.fingerprint))]
+        if len(found) < len(shards):
+            count = sum(content["examples"] for content in found)
             raise UserError(
-                f"{folder}: {sum(sizes)} of {len(self.recipes)} examples are rendered; "
+                f"{self.folder}: {count} of {len(self.recipes)} examples are rendered; "
                 "run generator.py again to complete the store"
             )
-        self._starts = np.cumsum([0, *sizes])
-        self._arrays: dict[tuple[int, str], np.ndarray] = {}
-        self._offsets: dict[tuple[int, str], np.ndarray] = {}
+        return found, shards
 
     def __len__(self) -> int:
         return len(self.recipes)
@@ -225,28 +202,35 @@ class StoredSplit:
                 yield rows[start : start + size]
 
     def _array(self, shard: int, field: str) -> np.ndarray:
+        """A mapped array; only the latest OPEN_ARRAYS stay open, because each one holds a file."""
         key = (shard, field)
-        if key not in self._arrays:
-            path = self._shards[shard] / f"{field}.npy"
-            try:
-                self._arrays[key] = np.load(path, mmap_mode="r")
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    f"{path}: cannot be read ({error}); remove its folder and run generator.py"
-                ) from error
-            lengths = self._contents[shard].get("lengths", {}).get(field)
-            if lengths:
-                self._offsets[key] = np.cumsum([0, *lengths])
+        if key in self._arrays:
+            self._arrays.move_to_end(key)
+            return self._arrays[key]
+        path = self._shards[shard] / f"{field}.npy"
+        try:
+            self._arrays[key] = np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); see generator.py --verify") from error
+        if lengths := self._contents[shard].get("lengths", {}).get(field):
+            self._offsets[key] = np.cumsum([0, *lengths])
+        if len(self._arrays) > OPEN_ARRAYS:
+            self._arrays.popitem(last=False)
         return self._arrays[key]
 
-    def verify(self) -> list[str]:
-        """Names the arrays whose bytes are not those that were written."""
-        bad = []
-        for shard, content in tqdm(
-            list(zip(self._shards, self._contents, strict=True)), f"verify {self.folder.name}", unit="shard"
-        ):
-            for name, digest in content["sha256"].items():
-                path = shard / f"{name}.npy"
-                if not path.is_file() or sha256_of(path) != digest:
-                    bad.append(str(path))
-        return bad
+
+def verify_split(folder: Path) -> list[Path]:
+    """Shards of a split that are missing or whose bytes are not those that were written."""
+    index = folder / "index.json"
+    recipes = folder / "recipes.jsonl"
+    if not recipes.exists() or sha256_of(recipes) != _entry(index, "recipes"):
+        raise UserError(f"{recipes}: is damaged; run generator.py again, which restores it")
+    size, examples = _entry(index, "front_end")["shard_size"], _entry(index, "examples")
+    fingerprint, bad = sha256_of(index)[:16], []
+    for number in tqdm(range(-(-examples // size)), f"verify {folder.name}", unit="shard"):
+        shard = folder / shard_name(number)
+        content = read_shard(shard, fingerprint)
+        digests = content["sha256"] if content else {"": ""}
+        if content is None or any(sha256_of(shard / f"{name}.npy") != d for name, d in digests.items()):
+            bad.append(shard)
+    return bad

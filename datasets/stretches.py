@@ -79,13 +79,22 @@ def draw_cut(
 ) -> Stretches:
     """`frames` samples from a random offset, with at least `least` active ones.
 
-    A few offsets are tried; where none has enough, the one with most is taken.
+    A few offsets are tried, then a few around active stretches; where none has enough, the one with most is
+    taken.
     """
     room = total(stretches) - frames
     best: Stretches = ()
     most = -1
-    for _ in range(tries if room > 0 else 1):
-        found = cut(stretches, int(generator.integers(room + 1)) if room > 0 else 0, frames)
+    for number in range(2 * tries if room > 0 else 1):
+        offset = int(generator.integers(room + 1)) if room > 0 else 0
+        if number >= tries and active:
+            start, stop = active[int(generator.integers(len(active)))]
+            inside = before(stretches, start)
+            # the stretch begins in the cut, and as much of it as is needed ends there
+            low = inside + min(stop - start, least) - frames
+            offset = int(generator.integers(low, inside + 1)) if low < inside else inside
+            offset = min(max(offset, 0), room)
+        found = cut(stretches, offset, frames)
         count = active_frames(found, active)
         if count >= least:
             return found

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from datasets.tree import Found, Listing, Tree, read_columns, read_table, sex_of, stem
+from datasets.tree import TOO_MANY, Found, Listing, Tree, read_columns, read_table, sex_of, stem
 from utils.errors import UserError
 
 
@@ -26,6 +26,11 @@ def manifest(table: Path) -> Listing:
             raise UserError(f"{table}: no column '{wanted}' (there are {', '.join(columns) or 'none'})")
     listing = Listing()
     for line, row in rows:
+        if TOO_MANY in row:
+            listing.unusable.append(
+                (f"{table}:{line}", f"{TOO_MANY}: {row[TOO_MANY]}, is a comma not quoted?")
+            )
+            continue
         blank = [wanted for wanted in ("path", "speaker") if not row.get(wanted)]
         if blank:
             listing.unusable.append((f"{table}:{line}", f"no {blank[0]}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from typing import NamedTuple
 
 from utils.audio import AUDIO_SUFFIXES
 from utils.errors import UserError
+
+TOO_MANY = "too many cells"
 
 
 class Found(NamedTuple):
@@ -40,11 +43,19 @@ class Tree:
     root: Path
     audio: tuple[str, ...]
     other: tuple[str, ...]
+    unnamed: tuple[str, ...] = ()
+    """Whose names are no text, with replacement characters."""
 
     @classmethod
     def of(cls, root: Path) -> Tree:
-        files = sorted(walk_files(root))
-        return cls(root, tuple(filter(is_audio, files)), tuple(f for f in files if not is_audio(f)))
+        files, unnamed = [], []
+        for file in sorted(walk_files(root)):
+            if is_text(file):
+                files.append(file)
+            else:
+                unnamed.append(os.fsencode(file).decode(errors="replace"))
+        others = tuple(file for file in files if not is_audio(file))
+        return cls(root, tuple(filter(is_audio, files)), others, tuple(unnamed))
 
     def path(self, relative: str) -> str:
         return os.path.join(self.root, relative)
@@ -94,13 +105,29 @@ def walk_files(root: Path | str) -> Iterator[str]:
             if entry.name.startswith(".") or entry.name == "__MACOSX":
                 continue
             path = below + entry.name
-            if entry.is_dir():
+            if _is(entry.is_dir):
                 found = entry.stat()
                 folder = (found.st_dev, found.st_ino)
                 if folder not in above:
                     stack.append((path + "/", above | {folder}))
-            elif entry.is_file() or (entry.is_symlink() and is_audio(path)):
+            elif (entry.is_symlink() and is_audio(path)) or _is(entry.is_file):
                 yield path
+
+
+def _is(question: Callable[[], bool]) -> bool:
+    try:
+        return question()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8, which tables and lists are written in."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_audio(path: str) -> bool:
@@ -117,7 +144,10 @@ def read_text(path: Path | str) -> str:
 
 def read_columns(path: Path | str) -> tuple[list[str], str]:
     """The columns that the first line of a table names, in lower case, and what parts them."""
-    first = next(iter(read_text(path).splitlines()), "")
+    text = read_text(path)
+    if "\0" in text:
+        raise UserError(f"{path}: not a table in UTF-8, it holds NUL characters")
+    first = next(iter(text.splitlines()), "")
     delimiter = max(",;\t", key=first.count)
     return [name.strip(' "').lower() for name in first.split(delimiter)], delimiter
 
@@ -125,17 +155,22 @@ def read_columns(path: Path | str) -> tuple[list[str], str]:
 def read_table(path: Path | str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Columns (lower case) and rows (number of their last line, column -> stripped text) of a table.
 
-    Its first line names the columns; commas, semicolons or tabs part them. Raises UserError.
+    Its first line names the columns; commas, semicolons or tabs part them. A row with more cells than that,
+    because a comma is not quoted, has the one column TOO_MANY, which says so. Raises UserError.
     """
     columns, delimiter = read_columns(path)
-    reader = csv.reader(read_text(path).splitlines(keepends=True), delimiter=delimiter)
+    if twice := sorted({name for name in columns if columns.count(name) > 1}):
+        raise UserError(f"{path}: the column '{twice[0]}' stands twice")
+    rows = []
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
     try:
         next(reader, None)
-        rows = [
-            (reader.line_num, dict(zip(columns, map(str.strip, cells), strict=False)))
-            for cells in reader
-            if any(map(str.strip, cells))
-        ]
+        for cells in reader:
+            if any(map(str.strip, cells)):
+                row = dict(zip(columns, map(str.strip, cells), strict=False))
+                if len(cells) > len(columns):
+                    row = {TOO_MANY: f"{len(cells)} cells for {len(columns)} columns"}
+                rows.append((reader.line_num, row))
     except csv.Error as error:
         raise UserError(f"{path}: not a table of comma-separated values ({error})") from error
     return columns, rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from config.schema import Store as StoreOptions
 from datasets.corpus import Utterance
 from datasets.mixture import Example, read_clip
 from datasets.recipe import Clip
+from datasets.scan import digest_of
 from model.dvector import DVector
 from model.spectral import Spectral
 from utils.audio import active_seconds
@@ -141,16 +141,34 @@ def _read_cache(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path) as cached:
             return dict(zip(cached["keys"].tolist(), cached["vectors"], strict=True))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except FileNotFoundError:
+        return {}
+    except Exception:  # a damaged file makes NumPy's parser raise whatever its bytes happen to mean
+        print(f"NOTE: {path}: is damaged and made anew")
         return {}
 
 
 def _write_cache(path: Path, known: dict[str, np.ndarray]) -> None:
-    with atomic_file(path) as temporary:
-        np.savez(temporary, keys=np.array(list(known)), vectors=np.stack(list(known.values())))
+    try:
+        with atomic_file(path) as temporary:
+            np.savez(temporary, keys=np.array(list(known)), vectors=np.stack(list(known.values())))
+    except UserError as error:  # a store that others may only read
+        print(f"NOTE: the embeddings are not kept: {error}")
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a file of embeddings is whole."""
+    try:
+        with np.load(path) as cached:
+            return len(cached["keys"]) == len(cached["vectors"])
+    except Exception:
+        return False
 
 
 def _read_reference(utterance: Utterance, clip: Clip, embedder: DVector) -> np.ndarray:
+    check = "quick" if clip.digest.startswith("~") else "full"
+    if clip.digest and digest_of(utterance.path, check) != clip.digest:
+        raise UserError(f"{utterance.path}: has changed since it was indexed; make another store")
     samples = read_clip(clip, utterance, embedder.sample_rate)
     if active_seconds(samples, embedder.sample_rate) == 0:
         raise UserError(

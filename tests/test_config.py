@@ -28,6 +28,8 @@ def test_every_shipped_configuration_loads_and_builds(path: Path) -> None:
         ("network={kind: film_blstm, lstm_dmi: 3}", ["network.lstm_dmi", "did you mean 'network.lstm_dim'"]),
         ("network.lstm=both", ["network.lstm", "'both'"]),
         ("audio.hop_length=9000", ["hop_length 9000", "win_length 400"]),
+        ("data.snr_db=.nan", ["data.snr_db", "finite number"]),
+        ("data.seconds=1e-9", ["greater than or equal to 0.1"]),
         ("nonsense", ["train.batch_size=4"]),
         ("trian.steps=3", ["unknown key 'trian'", "did you mean 'train'"]),
         ("train=[1", ["YAML"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,20 +24,20 @@ def put(root: Path, *names: str, seconds: float = 1.5) -> Path:
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        seed = sum(map(ord, name))
+        seed = zlib.crc32(name.encode())
         if path.suffix == ".m4a":
-            put_m4a(path, seconds)
+            put_m4a(path, seconds, seed)
         else:
             soundfile.write(path, tone_voice(seed % 5, seconds, seed), 16000)
     return root
 
 
-def put_m4a(path: Path, seconds: float) -> None:
+def put_m4a(path: Path, seconds: float, seed: int) -> None:
     import av
 
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")
-        samples = tone_voice(0, seconds, 0)[None]
+        samples = tone_voice(0, seconds, seed)[None]
         frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
         frame.sample_rate = 16000
         for part in (frame, None):
@@ -155,7 +156,11 @@ def test_acappella_s_tables_name_the_singers(tmp_path: Path) -> None:
 def test_any_folder_of_speakers_is_a_corpus_and_what_is_unusable_is_listed(tmp_path: Path) -> None:
     for speaker in ("ann", "bob"):
         (tmp_path / speaker / "session").mkdir(parents=True)
-        soundfile.write(tmp_path / speaker / "session" / "a.wav", tone_voice(0, 2, 0, 44100), 44100)
+        soundfile.write(
+            tmp_path / speaker / "session" / "a.wav",
+            tone_voice(0, 2, ord(speaker[0]), 44100),
+            44100,
+        )
     (tmp_path / "ann" / "text.wav").write_text("no audio")
     soundfile.write(tmp_path / "bob" / "short.wav", np.zeros(100), 16000)
     soundfile.write(tmp_path / "loose.wav", np.zeros(32000), 16000)
@@ -201,9 +206,9 @@ def test_a_layout_can_be_forced_and_a_colon_is_no_layout(tmp_path: Path) -> None
 
 def test_equal_folder_names_below_two_roots_are_different_persons(tmp_path: Path) -> None:
     for root in ("one", "two"):
-        put(tmp_path / root, "ann/a.wav", seconds=2)
+        put(tmp_path / root, "ann/a.wav", seconds=1 + len(root) + ord(root[0]) % 3)
     corpus = index_corpus([tmp_path / "one", tmp_path / "two"])
-    assert sorted(corpus.by_speaker()) == ["0-one/ann", "1-two/ann"]
+    assert sorted(corpus.by_speaker()) == ["one/ann", "two/ann"]
     assert corpus.unusable == ()
 
 
@@ -266,9 +271,9 @@ def test_esc50_has_categories_and_wham_has_subsets(tmp_path: Path) -> None:
     assert causes(corpus) == {"1-1-A-1.wav": "in no table"}
     both = index_sounds([esc, wham], "noise")
     assert {u.id: u.subset for u in both.utterances} == {
-        "0-ESC-50/audio/1-100032-A-0": "fold1",
-        "1-wham_noise/tr/a_0.1_b_-0.1": "tr",
-        "1-wham_noise/tt/c_0.2_d_-0.2": "tt",
+        "ESC-50/audio/1-100032-A-0": "fold1",
+        "wham_noise/tr/a_0.1_b_-0.1": "tr",
+        "wham_noise/tt/c_0.2_d_-0.2": "tt",
     }
     assert set(both.by_speaker()) == {"dog", ""}
 
@@ -490,3 +495,55 @@ def test_speakers_are_disjoint_seeded_and_never_fewer_than_two() -> None:
     for bad, words in (({"test": (0.1, ["x"])}, "x: not among"), ({"test": (0.1, names)}, "train 0")):
         with pytest.raises(UserError, match=words):
             split_speakers(names, 1, bad)  # type: ignore[arg-type]
+
+
+def test_the_same_recordings_are_not_two_people(tmp_path: Path) -> None:
+    put(tmp_path, "one/ann/a.wav", "one/bob/b.wav")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    corpus = index_corpus([tmp_path / "one", tmp_path / "two"])
+    assert ids(corpus) == ["one/ann/a", "one/bob/b"]
+    assert {cause.split(":")[0] for _, cause in corpus.unusable} == {"repeated file"}
+    for roots in ([tmp_path / "one", tmp_path / "one"], [tmp_path, tmp_path / "one"]):
+        with pytest.raises(UserError, match="the same files as below"):
+            index_corpus(roots)
+    put(tmp_path, "speech/84/1/84-1-0001.flac", "tts/84/1/84_1_000001_000000.wav")
+    with pytest.raises(UserError, match="LibriTTS holds the recordings of LibriSpeech"):
+        index_corpus([tmp_path / "speech", tmp_path / "tts"])
+
+
+def test_a_digest_names_all_of_a_file(tmp_path: Path) -> None:
+    put(tmp_path, "ann/a.wav", seconds=9)
+    path = tmp_path / "ann/a.wav"
+    before = [scan.digest_of(str(path), check) for check in ("full", "quick")]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    after = [scan.digest_of(str(path), check) for check in ("full", "quick")]
+    assert before[0] != after[0] and before[1] == after[1]
+    assert before[1].startswith("~") and not before[0].startswith("~")
+    assert scan.changed_files({str(path): after[0]}) == []
+    assert scan.changed_files({str(path): before[0]}) == [str(path)]
+
+
+def test_names_and_rows_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
+    put(tmp_path, "ann/a.wav")
+    os.symlink("self", tmp_path / "ann" / "self")
+    os.symlink("loop.wav", tmp_path / "ann" / "loop.wav")
+    shutil.copy(tmp_path / "ann/a.wav", os.fsencode(tmp_path / "ann") + b"/caf\xe9.wav")
+    corpus = index_corpus([tmp_path])
+    assert ids(corpus) == ["ann/a"]
+    assert sorted(cause for _, cause in corpus.unusable)[0] == "its name is no text in UTF-8"
+    assert len(corpus.unusable) == 2
+    table = tmp_path / "list.csv"
+    table.write_text("path,text,speaker\nann/a.wav,YES\u2028SIR,ann\nann/a.wav,YES, SIR,bob\nx\0y.wav,a,cy\n")
+    with pytest.raises(UserError, match="holds NUL characters"):
+        index_corpus([table])
+    table.write_text("path,text,speaker\nann/a.wav,YES\u2028SIR,ann\nann/a.wav,YES, SIR,bob\n")
+    corpus = index_corpus([table])
+    assert [(u.speaker, u.text) for u in corpus.utterances] == [("ann", "YES\u2028SIR")]
+    assert corpus.unusable[0][1] == "too many cells: 4 cells for 3 columns, is a comma not quoted?"
+    table.write_text("path,path,speaker\na,b,c\n")
+    with pytest.raises(UserError, match="the column 'path' stands twice"):
+        index_corpus([table])
+    with pytest.raises(UserError, match=r"no such corpus folder \(layouts to name before a colon"):
+        index_corpus([f"vtck:{tmp_path}"])

@@ -198,7 +198,7 @@ def test_short_silent_unreadable_and_clashing_files(tmp_path: Path) -> None:
         assert rows[name]["gain dB"] == "0.00" and rows[name]["note"] == "silent: nothing over -70 LUFS"
         assert np.array_equal(soundfile.read(folder / name)[0], soundfile.read(tmp_path / "t" / name)[0])
     assert rows["same.wav"]["note"] == "failed: would have the name of same.flac"
-    assert rows["broken.mp3"]["note"].startswith("failed: not a readable audio file")
+    assert rows["broken.mp3"]["note"].startswith("failed: unreadable: not a readable audio file")
     assert names(tmp_path / "t") == {"tone.flac", "short.flac", "silent.flac", "hiss.flac", "same.flac"}
     # failures are tried again, since the cause may be gone
     write_audio(folder / "fine.wav", voice, 16000)

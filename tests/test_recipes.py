@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,7 +81,6 @@ EVERYTHING: dict[str, object] = {
     "gain_db": [-10.0, 0.0],
     "reverberation": {"share": 0.5, "target": "early"},
     "speeds": [0.9, 1.0, 1.1],
-    "reverse": True,
 }
 
 
@@ -95,12 +97,27 @@ def test_every_recipe_survives_its_line_and_a_line_is_checked(tmp_path: Path) ->
     assert list(RecipeFile(path)) == recipes[:1]
     path.write_text("")
     assert len(RecipeFile(path)) == 0
-    good = recipes[0].to_line()
-    for bad in ("{}", "[]", "nonsense", good.replace('"kind":"', '"kind":"x', 1), good.replace("9", "-9", 1)):
-        path.write_text(f"{good}\n{bad}\n")
-        if bad != good:
-            with pytest.raises(UserError, match=r"line 2: not a recipe|line 1"):
-                assert list(RecipeFile(path))[1] == 0
+    good = json.loads(next(r for r in recipes if r.kind == "mixture").to_line())
+    assert good["target"]["clips"] and "snr_db" in good["interference"][0]
+    for place, key, value in (
+        ("", "kind", "song"), ("", "index", "a"), ("", "index", -1), ("", "index", True),
+        ("", "seconds", 0), ("", "seconds", 1e9), ("", "gain_db", "x"), ("", "gain_db", math.nan),
+        ("", "surprise", 1), ("target", "at", -1), ("target", "at", 9), ("target", "kind", "spech"),
+        ("target", "clips", []), ("interference", "snr_db", "5"), ("interference", "snr_db", math.inf),
+        ("reference", "stretches", []), ("reference", "stretches", [[-1, 5]]),
+        ("reference", "stretches", [[0, 0]]), ("reference", "stretches", [[0, 1.5]]),
+        ("reference", "speed", 0), ("reference", "utterance", 7),
+    ):  # fmt: skip
+        bad = copy.deepcopy(good)
+        part = bad[place] if place else bad
+        (part[0] if isinstance(part, list) else part)[key] = value
+        path.write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n")
+        assert RecipeFile(path)[0].index == good["index"]
+        with pytest.raises(UserError, match=r"line 2: not a recipe"):
+            RecipeFile(path)[1]
+    for text in ("{}", "[]", "nonsense", "7", '"a"', "null"):
+        with pytest.raises(UserError, match="not a recipe"):
+            Recipe.from_line(text)
     with pytest.raises(UserError, match="no such list"):
         RecipeFile(tmp_path / "nothing")
 
@@ -243,19 +260,50 @@ def test_padded_takes_whole_utterances_where_they_are_scored_and_segments_to_tra
         assert other.frames == min(whole, target.frames)
     training = Drawer("train", voices, Data(protocol="padded"))
     assert set(training.voices) == {"0", "1", "2", "3"}  # the fifth has no segment of 3 s
-    lone = 0
     for recipe in (training.draw(i) for i in range(200)):
         assert recipe.target is not None and recipe.seconds == 3.0
         start, frames = recipe.target.clips[0].stretches[0]
         assert frames == 48000
-        if not recipe.interference:  # the interferer has ended before the segment
-            lone += 1
-            continue
         other = recipe.interference[0].clips[0]
-        assert other.stretches[0][0] == start
         whole = 40000 if other.utterance[0] == "5" else 144000
-        assert other.frames == min(48000, whole - start)
-    assert lone == 0 or lone < 60
+        begin = start if start < whole else 0  # one that has ended is taken from its start
+        assert other.stretches == ((begin, min(48000, whole - begin)),)
+
+
+def test_every_kind_of_every_protocol_has_what_it_says() -> None:
+    voices = {
+        str(s): [Utterance(f"{s}-{u}", str(s), "", [48000, 56000, 640000][u], 16000) for u in range(3)]
+        for s in range(9)
+    }
+    for protocol in ("crop", "padded"):
+        for split in ("train", "test"):
+            options = EVERYTHING | {"protocol": protocol, "padding": 0.0, "interferers": [1, 2]}
+            drawer = Drawer(split, voices, data(**options), noises(3))
+            for recipe in (drawer.draw(i) for i in range(300)):
+                assert all(source.clips for source in recipe.sources)
+                assert (recipe.kind in ("mixture", "target_alone")) == (recipe.target is not None)
+                assert Recipe.from_line(recipe.to_line()) == recipe
+                if recipe.kind in ("mixture", "target_absent"):
+                    assert recipe.interference
+
+
+def test_speech_is_found_in_long_silence() -> None:
+    voices = {
+        name: [replace(u, active=((1_500_000, 1_540_000),)) for u in found]
+        for name, found in speakers(4, 3, 120).items()
+    }
+    drawer = Drawer("train", voices, Data())
+    for recipe in (drawer.draw(i) for i in range(100)):
+        for source in recipe.sources:
+            assert active_frames(source.clips[0].stretches, ((1_500_000, 1_540_000),)) >= 8000
+
+
+def test_a_speaker_with_one_long_utterance_keeps_its_halves_beside_short_ones() -> None:
+    voices = speakers(3, 2, 9)
+    voices["9"] = [Utterance("9-0", "9", "", 60 * 16000, 16000), Utterance("9-1", "9", "x", 19200, 16000)]
+    drawer = Drawer("train", voices, Data())
+    assert "9" in drawer.voices and drawer.same_utterance == 1 and not drawer.unusable
+    assert drawer.short[0][0] == "x" and "never the target: 1.20 s" in drawer.short[0][1]
 
 
 def test_first_offset_is_the_earlier_repositories_way() -> None:
@@ -304,7 +352,7 @@ def test_everything_at_once_still_adds_up_and_reverse_asks_for_the_rest(
     by_speaker: dict[str, list[Utterance]], spoken: dict[str, Utterance], sounds: dict[str, list[Utterance]]
 ) -> None:
     options = EVERYTHING | {"interference": {"speech": 1.0, "noise": 1.0, "babble": 1.0}, "babble_voices": 2}
-    options = options | {"interferers": [1, 2], "reverse": False}
+    options = options | {"interferers": [1, 2]}
     drawer = Drawer("train", by_speaker, data(**options), sounds)
     utterances = spoken | {u.id: u for u in sounds["noise"]}
     for index in range(40):
@@ -433,9 +481,16 @@ def test_sounds_are_divided_disjointly_or_said_to_be_shared(capsys: pytest.Captu
     parts = split_sounds({"noise": noises(10)["noise"]}, data())
     named = [u.id for split in parts.values() for u in split["noise"]]
     assert len(named) == len(set(named)) == 10 and all(split["noise"] for split in parts.values())
+    esc = [replace(u, subset=f"fold{i % 5}") for i, u in enumerate(noises(20)["noise"])]
+    folds = [{u.subset for u in split["noise"]} for split in split_sounds({"noise": esc}, data()).values()]
+    assert len(set.union(*folds)) == 5 == sum(map(len, folds))  # a fold stays together
     official = [replace(u, subset=["tr", "cv", "tt"][i % 3]) for i, u in enumerate(noises(9)["noise"])]
     parts = split_sounds({"noise": official}, data())
     assert {u.subset for u in parts["validation"]["noise"]} == {"cv"}
+    both = official + [replace(u, id=f"more:{u.id}") for u in noises(9)["noise"]]
+    parts = split_sounds({"noise": both}, data())
+    for split, subset in (("train", "tr"), ("validation", "cv"), ("test", "tt")):
+        assert {u.subset for u in parts[split]["noise"]} == {subset, ""}
     capsys.readouterr()
     parts = split_sounds({"noise": noises(2)["noise"]}, data())
     assert all(len(split["noise"]) == 2 for split in parts.values())
@@ -469,6 +524,18 @@ def test_tuples_become_mixtures_and_rows_without_audio_are_listed(
     np.testing.assert_array_equal(example.target, whole)
     segments = tuple_recipes(path, "train", spoken, Data(protocol="padded", seconds=2.0))
     assert {recipe.seconds for recipe in segments.recipes} == {2.0}
+    odd = write_tuples(
+        tmp_path / "odd.csv",
+        ("100-7-0000", "100-7-0000", "101-7-0000"),
+        ("100-7-0000", "102-7-0001", "101-7-0000"),
+        ("100-7-0000", "100-7-0001", "100-7-0002"),
+        ("100-7-0000", "100-7-0001", "9-9-9"),
+    )
+    listed = tuple_recipes(odd, "test", spoken, Data(), "", [("/x/9-9-9.flac", "too short: 0.9 s")])
+    assert [cause.split(":")[0] for _, _, cause in listed.missing] == [
+        "no other reference", "other speakers", "other speakers", "unusable audio",
+    ]  # fmt: skip
+    assert listed.missing[3][2] == "unusable audio: 9-9-9 (too short: 0.9 s)"
     short = tuple_recipes(path, "test", spoken, Data(seconds=5.0))
     assert not short.recipes
     assert short.missing[0][2] == "utterance too short: 100-7-0000 has 4.00 of 5 s"
@@ -499,6 +566,10 @@ def test_recipes_of_other_audio_are_refused_unless_allowed(
     path = tmp_path / "r.jsonl"
     path.write_text("".join(recipe.to_line() + "\n" for recipe in recipes))
     assert listed_recipes(path, spoken).recipes == recipes
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text(2 * (recipes[0].to_line() + "\n"))
+    with pytest.raises(UserError, match="line 2: the index 0 stands there twice"):
+        listed_recipes(twice, spoken)
     name = recipes[2].reference.utterance
     without = {key: u for key, u in spoken.items() if key != name}
     left = listed_recipes(path, without)

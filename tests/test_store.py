@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 import generator
@@ -18,11 +19,11 @@ from datasets import shards as shards_module
 from datasets.dataset import ShuffledBatches
 from datasets.live import FreshBatches, LiveExamples, RenderedSplit
 from datasets.mixture import render
-from datasets.plan import drawer_of
+from datasets.plan import drawer_of, require_unchanged
 from datasets.shards import ArrayFile, npy_header
-from datasets.store import Store, StoredSplit
+from datasets.store import Store, StoredSplit, verify_split
 from model.features import StftFeatures, WaveFeatures
-from tests.conftest import TINY
+from tests.conftest import TINY, die
 from utils.errors import UserError
 from utils.files import sha256_of
 
@@ -161,7 +162,7 @@ def test_ranks_share_the_shards_out_in_any_order(
 ) -> None:
     for rank in ("1", "0"):
         make(corpus_folder, tmp_path / "s", "--rank", rank, "--ranks", "2")
-        left = "shards are left to the other ranks" in capsys.readouterr().out
+        left = "shards are still to come" in capsys.readouterr().out
         assert left == (rank == "1")
     assert hashes(tmp_path / "s") == hashes(stored.folder)
 
@@ -207,28 +208,123 @@ def test_a_store_made_with_other_settings_is_refused(
         make(corpus_folder, tmp_path)
 
 
-def test_damage_is_found_and_a_folder_without_a_store_is_named(stored: Store, tmp_path: Path) -> None:
-    shutil.copytree(stored.folder / "test", tmp_path / "test")
-    split = StoredSplit(tmp_path / "test")
-    assert split.verify() == []
-    path = tmp_path / "test" / "shard-00000" / "mixture.npy"
+def test_damage_is_found_and_healed_and_a_folder_without_a_store_is_named(
+    stored: Store, corpus_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(stored.folder, tmp_path / "s")
+    folder = tmp_path / "s" / "test"
+    assert verify_split(folder) == []
+    path = folder / "shard-00000" / "mixture.npy"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert split.verify() == [str(path)]
-    shard = tmp_path / "test" / "shard-00000" / "shard.json"
-    shard.write_text(json.dumps(json.loads(shard.read_text()) | {"fingerprint": "of another front end"}))
+    assert verify_split(folder) == [path.parent]
+    with pytest.raises(UserError, match=r"1 shards are missing or damaged: .*--repair removes"):
+        generator.main(["--verify", str(tmp_path / "s")])
+    generator.main(["--verify", str(tmp_path / "s"), "--repair"])
+    make(corpus_folder, tmp_path / "s")
+    assert hashes(tmp_path / "s") == hashes(stored.folder)
+    shard = folder / "shard-00000" / "shard.json"
+    whole = shard.read_text()
+    for text in (json.dumps(json.loads(whole) | {"fingerprint": "of another front end"}), "{}", "{"):
+        shard.write_text(text)
+        with pytest.raises(UserError, match="0 of 6 examples are rendered"):
+            StoredSplit(folder)
+        make(corpus_folder, tmp_path / "s")  # renders it again
+        assert shard.read_text() == whole
+    path.write_bytes(b"")
     with pytest.raises(UserError, match="0 of 6 examples are rendered"):
-        StoredSplit(tmp_path / "test")
+        StoredSplit(folder)
+    recipes = folder / "recipes.jsonl"
+    lines = recipes.read_text().splitlines(keepends=True)
+    recipes.write_text("".join([lines[1], lines[0], *lines[2:]]))
+    with pytest.raises(UserError, match=r"recipes\.jsonl: is damaged"):
+        StoredSplit(folder)
+    make(corpus_folder, tmp_path / "s")
+    assert hashes(tmp_path / "s") == hashes(stored.folder)
+    for name, words in (("store.json", "is damaged"), ("test/index.json", "is damaged")):
+        kept = (tmp_path / "s" / name).read_text()
+        (tmp_path / "s" / name).write_text("{}")
+        with pytest.raises(UserError, match=words):
+            make(corpus_folder, tmp_path / "s")
+        (tmp_path / "s" / name).write_text(kept)
     with pytest.raises(UserError, match="no store there"):
         Store(tmp_path)
+
+
+def test_more_shards_than_files_may_be_open_stay_in_order(
+    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.store.OPEN_ARRAYS", 3)
+    # names of unequal length, as from shard-100000 on
+    monkeypatch.setattr("datasets.shards.shard_name", lambda number: f"shard-{number}")
+    monkeypatch.setattr("datasets.store.shard_name", lambda number: f"shard-{number}")
+    store = make(corpus_folder, tmp_path / "s", "store.shard_size=2")
+    split = store.split("train")
+    for row in (23, 0, 21, 7, 23):
+        example = render(split.recipes[row], store.utterances, 16000)
+        features = StftFeatures(Audio(n_fft=256, hop_length=128, win_length=256), True, False)(example)
+        np.testing.assert_array_equal(split.read_one("mixture", row), features["mixture"])
+    assert len(split._arrays) == 3
+
+
+def test_other_people_s_files_are_not_touched(corpus_folder: Path, tmp_path: Path) -> None:
+    for name in ("a.txt", "missing.csv", ".index-abcdefgh1"):
+        (tmp_path / name).write_text("precious")
+    tuples = tmp_path.parent / "tuples.csv"
+    tuples.write_text(
+        "clean_utterance,embedding_utterance,interference_utterance\n100-7-0000,100-7-0001,101-7-0000\n"
+    )
+    with pytest.raises(UserError, match="is not empty and no store"):
+        make(corpus_folder, tmp_path, "--tuples", str(tuples))
+    assert all(
+        (tmp_path / name).read_text() == "precious" for name in ("a.txt", "missing.csv", ".index-abcdefgh1")
+    )
+
+
+def test_ranks_that_share_out_differently_do_not_write_one_store(
+    stored: Store, corpus_folder: Path, tmp_path: Path
+) -> None:
+    import fcntl
+
+    (tmp_path / "s").mkdir()
+    with (tmp_path / "s" / ".lock-1-of-2").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"with other --ranks \(\.lock-1-of-2\)"):
+            make(corpus_folder, tmp_path / "s")
+        make(corpus_folder, tmp_path / "s", "--rank", "0", "--ranks", "2")
+
+
+def test_a_worker_killed_while_it_starts_does_not_hang_the_command(
+    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("datasets.shards._start_worker", die)
+        with pytest.raises(UserError, match="one of 2 rendering processes was killed"):
+            make(corpus_folder, tmp_path / "s", processes=2)
+    make(corpus_folder, tmp_path / "s")
+
+
+def test_a_changed_corpus_is_refused_by_name(corpus_folder: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    corpus = tmp_path / "c"
+    shutil.copytree(corpus_folder, corpus)
+    live = make(corpus, tmp_path / "live", "data.mode=live")
+    require_unchanged(live)
+    path = next(corpus.rglob("100-7-0001.flac"))
+    soundfile.write(path, soundfile.read(path)[0][::-1], 16000)
+    with pytest.raises(UserError, match=r"1 of 24 recordings .* have changed since"):
+        require_unchanged(live)
+    next(corpus.rglob("101-7-0001.flac")).unlink()
+    capsys.readouterr()
+    with pytest.raises(UserError, match="made with other settings"):
+        make(corpus, tmp_path / "live", "data.mode=live")
+    out = capsys.readouterr().out
+    assert "1 gone (101-7-0001 ...), 1 changed (100-7-0001 ...)" in out
 
 
 def test_whole_utterances_of_unequal_length_lie_in_one_array(corpus_folder: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     shutil.copytree(corpus_folder, corpus)
-    import soundfile
-
     for number, path in enumerate(sorted(corpus.rglob("*.flac"))):
         samples, rate = soundfile.read(path, dtype="float32")
         soundfile.write(path, samples[: 40000 + 1000 * (number % 7)], rate)
@@ -246,7 +342,7 @@ def test_whole_utterances_of_unequal_length_lie_in_one_array(corpus_folder: Path
             np.testing.assert_array_equal(split.read_one("mixture_wave", row), example.mixture)
             assert split.read_one("mixture", row).shape == (-(-len(example.mixture) // 128) + 1, 129)
     assert sorted(seen) == list(range(6))
-    assert split.verify() == []
+    assert verify_split(split.folder) == []
     again = make(corpus, tmp_path / "s", "data.protocol=padded")
     assert hashes(again.folder) == hashes(store.folder)
 

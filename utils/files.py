@@ -40,6 +40,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -56,7 +57,9 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
+        _sync_folder(temporary)
         temporary.rename(path)
+        _sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -88,6 +91,16 @@ def remove_leftovers(folder: Path, stems: Sequence[str], seconds: float = 0.0) -
             with suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime >= seconds:
                     path.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename outlast a power cut, where the system can open folders."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _unwritable(path: Path, error: OSError) -> Exception:
