@@ -203,7 +203,7 @@ def fetch(name: str, root: Path, keep_archive: bool = False, mirror: str = "") -
     _require_known(name, SOURCES)
     source = replace(SOURCES[name], keep_archive=keep_archive)
     result = root / source.result
-    if not result.exists() or (result.is_dir() and not any(result.iterdir())):
+    if not _is_there(result):
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -212,6 +212,11 @@ def fetch(name: str, root: Path, keep_archive: bool = False, mirror: str = "") -
             source = replace(source, url=mirror_base(mirror) + source.url.removeprefix(OPENSLR))
         source.fetcher(source, root)
     return result
+
+
+def _is_there(result: Path) -> bool:
+    """An empty folder is nothing that was fetched."""
+    return result.exists() and (not result.is_dir() or any(result.iterdir()))
 
 
 def mirror_base(text: str) -> str:
@@ -236,7 +241,7 @@ def choose_corpus(given: Path | None, root: Path) -> tuple[Path, str]:
             raise UserError(f"{given}: no folder with audio files in it")
         return given, "your own corpus, under its own licence"
     best, second = "librispeech-dev-clean", "debian-voices"
-    name = next((n for n in (best, second) if (root / SOURCES[n].result).exists()), best)
+    name = next((n for n in (best, second) if _is_there(root / SOURCES[n].result)), best)
     try:
         path = _announced(name, root)
     except Unreachable as error:
@@ -284,7 +289,7 @@ def listing() -> str:
 
 def _require_space_for_all(names: Sequence[str], root: Path, keep_archives: bool) -> None:
     """Before hours of downloads: unless archives are kept, there is only one at a time."""
-    left = [SOURCES[name] for name in names if not (root / SOURCES[name].result).exists()]
+    left = [SOURCES[name] for name in names if not _is_there(root / SOURCES[name].result)]
     needed = [_needed(source, root) for source in left if source.fetcher is _fetch_archive]
     if len(needed) > 1:
         packed = (sum if keep_archives else max)(packed for packed, _ in needed)

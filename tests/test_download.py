@@ -786,6 +786,7 @@ def test_choose_what_was_fetched_then_what_can_be(
     def make(source: dl.Source, root: Path) -> None:
         asked.append(source.name)
         (root / source.result).mkdir(parents=True)
+        (root / source.result / "0001.flac").touch()
 
     for name, fetcher in (("librispeech-dev-clean", unreachable), ("debian-voices", make)):
         monkeypatch.setitem(dl.SOURCES, name, replace(dl.SOURCES[name], fetcher=fetcher))
