@@ -10,7 +10,6 @@ import errno
 import shutil
 import sys
 import tempfile
-import urllib.parse
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,17 @@ from typing import Any
 
 from config.load import argument_parser, parse_arguments, run_script
 from datasets.normalize import PROCESSES, Settings, normalize_tree
-from datasets.transfer import Unreachable, download, length_of, require_space, run_tool, unpack, verify
+from datasets.transfer import (
+    Unreachable,
+    download,
+    is_there,
+    length_of,
+    mirror_base,
+    require_space,
+    run_tool,
+    unpack,
+    verify,
+)
 from datasets.voices import build_debian_voices
 from utils.audio import AUDIO_SUFFIXES
 from utils.errors import UserError
@@ -203,7 +212,7 @@ def fetch(name: str, root: Path, keep_archive: bool = False, mirror: str = "") -
     _require_known(name, SOURCES)
     source = replace(SOURCES[name], keep_archive=keep_archive)
     result = root / source.result
-    if not _is_there(result):
+    if not is_there(result):
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -212,22 +221,6 @@ def fetch(name: str, root: Path, keep_archive: bool = False, mirror: str = "") -
             source = replace(source, url=mirror_base(mirror) + source.url.removeprefix(OPENSLR))
         source.fetcher(source, root)
     return result
-
-
-def _is_there(result: Path) -> bool:
-    """An empty folder is nothing that was fetched."""
-    return result.exists() and (not result.is_dir() or any(result.iterdir()))
-
-
-def mirror_base(text: str) -> str:
-    """A server with OpenSLR's tree, such as https://us.openslr.org, with or without /resources at its end.
-
-    Raises UserError for anything but the address of a web server.
-    """
-    parts = urllib.parse.urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise UserError(f"--mirror {text}: expected a server such as https://us.openslr.org")
-    return text.rstrip("/").removesuffix("/resources")
 
 
 def choose_corpus(given: Path | None, root: Path) -> tuple[Path, str]:
@@ -241,7 +234,7 @@ def choose_corpus(given: Path | None, root: Path) -> tuple[Path, str]:
             raise UserError(f"{given}: no folder with audio files in it")
         return given, "your own corpus, under its own licence"
     best, second = "librispeech-dev-clean", "debian-voices"
-    name = next((n for n in (best, second) if _is_there(root / SOURCES[n].result)), best)
+    name = next((n for n in (best, second) if is_there(root / SOURCES[n].result)), best)
     try:
         path = _announced(name, root)
     except Unreachable as error:
@@ -289,7 +282,7 @@ def listing() -> str:
 
 def _require_space_for_all(names: Sequence[str], root: Path, keep_archives: bool) -> None:
     """Before hours of downloads: unless archives are kept, there is only one at a time."""
-    left = [SOURCES[name] for name in names if not _is_there(root / SOURCES[name].result)]
+    left = [SOURCES[name] for name in names if not is_there(root / SOURCES[name].result)]
     needed = [_needed(source, root) for source in left if source.fetcher is _fetch_archive]
     if len(needed) > 1:
         packed = (sum if keep_archives else max)(packed for packed, _ in needed)

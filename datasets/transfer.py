@@ -15,6 +15,7 @@ import tarfile
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
 import zlib
@@ -172,6 +173,22 @@ def _receive(url: str, part: Path, size: int | None, connect_timeout: float, exp
                 raise _Broken(f"after {bar.n} bytes: {error}") from error
             if total is not None and bar.n < total:
                 raise _Broken(f"after {bar.n} of {total} bytes")
+
+
+def mirror_base(text: str) -> str:
+    """A server with OpenSLR's tree, such as https://us.openslr.org, with or without /resources at its end.
+
+    Raises UserError for anything but the address of a web server.
+    """
+    parts = urllib.parse.urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise UserError(f"--mirror {text}: expected a server such as https://us.openslr.org")
+    return text.rstrip("/").removesuffix("/resources")
+
+
+def is_there(path: Path) -> bool:
+    """An empty folder is nothing that was fetched."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
 
 
 def length_of(path: Path) -> int:

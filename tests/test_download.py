@@ -801,6 +801,7 @@ def test_choose_what_was_fetched_then_what_can_be(
     assert asked == ["librispeech-dev-clean", "debian-voices"]
     clean = tmp_path / "LibriSpeech" / "dev-clean"
     clean.mkdir(parents=True)
+    (clean / "a.flac").touch()
     path, text = dl.choose_corpus(None, tmp_path)
     assert path == clean and "CC BY 4.0" in text
 
