@@ -20,12 +20,12 @@ from typing import Any
 from config.load import argument_parser, load_config, parse_arguments, run_script
 from config.schema import Config
 from datasets.corpus import Utterance
-from datasets.lists import ignored_by_tuples, listed_recipes, tuple_recipes
+from datasets.lists import ignored_by_tuples, listed_recipes, read_tuples, tuple_recipes
 from datasets.mixture import render
 from datasets.plan import SOUNDS, Recordings, SplitPlan, index_recordings, plan_draws, plan_list
 from datasets.recipe import Clip, RecipeFile
 from datasets.shards import Features, SplitWriter, Workers, write_recipes, write_shards
-from datasets.store import SPLITS, Store, open_split, open_store, read_index, verify_split
+from datasets.store import SPLITS, Store, open_split, open_store, read_index, require_ours, verify_split
 from datasets.tables import describe_changes, read_utterances, write_utterances
 from model.features import is_readable, reference_embeddings, stored_features
 from model.foreign import load_embedder
@@ -150,6 +150,8 @@ def named_lists(options: argparse.Namespace) -> dict[str, tuple[str, Path]]:
             if split in lists:
                 raise UserError(f"--{kind} {text}: the split {split} already has a list, {lists[split][1]}")
             lists[split] = (kind, Path(path))
+            # a list that is none is refused before the corpus is looked through
+            read_tuples(lists[split][1]) if kind == "tuples" else RecipeFile(lists[split][1])
     return lists
 
 
@@ -179,6 +181,7 @@ def plan(
             found[split] = listed_recipes(path, by_id, allow_other_audio)
         print(found[split].describe(path))
     rows = [(split, *row) for split, listed in found.items() for row in listed.missing]
+    require_ours(folder)
     none_left = not all(listed.recipes for listed in found.values())
     if none_left and rows and not (folder / "store.json").exists():
         write_missing(folder, rows)

@@ -139,8 +139,9 @@ class Data(Options):
     (`snr_db`: dB, or a range) to the target; noise and music shorter than the mixture sound once, as
     `background` they repeat; `babble_voices` speakers make a babble. `padding`: up to this
     share of the mixture, target and interference are each silent at their ends. `gain_db` scales the whole
-    mixture. `paired`: each mixture serves twice, with each of its speakers as the target. `speeds`: training
-    voices are played at these factors. `reverse`: the target is everything but the reference's speaker.
+    mixture. `paired`: each mixture serves twice, with each of its speakers as the target (which, with an SNR,
+    keeps its level: the second is the first, scaled). `speeds`: training voices are played at these factors.
+    `reverse`: the target is everything but the reference's speaker.
     """
 
     corpus: list[str] = Field(default_factory=list)
@@ -216,8 +217,8 @@ class Store(Options):
     """What is kept of the examples that are rendered ahead, in `folder`, `shard_size` examples a shard.
 
     `kind` stft: magnitudes at the front end of `audio` (float16) and, with `cosine`, the angle between target
-    and mixture, which SI-SDR losses need; wave: waveforms as `dtype`, whose STFT is made in the batch. Splits
-    that are scored keep waveforms as well.
+    and mixture, which SI-SDR losses need; wave: waveforms as `dtype` (int16: with one scale for mixture and
+    target), whose STFT is made in the batch. Splits that are scored keep waveforms as well.
     """
 
     folder: str = "data/store"

@@ -147,7 +147,11 @@ class ArrayFile:
         self._write(npy_header(self.dtype, (rows, *self.shape)))
 
     def _write(self, content: bytes | memoryview) -> None:
-        self._file.write(content)  # `tofile` would hide that the disk is full
+        try:
+            self._file.write(content)  # `tofile` would hide that the disk is full
+        except OSError as error:
+            error.filename = str(self.path.parent.parent)
+            raise
         self._digest.update(content)
 
     def append(self, value: np.ndarray) -> None:

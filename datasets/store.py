@@ -43,11 +43,7 @@ def open_store(folder: Path, settings: dict[str, Any], report: dict[str, Any]) -
     Raises UserError that names the differing keys, and for a folder that is no store but not empty.
     """
     path = folder / "store.json"
-    own = {"missing.csv"}  # is written even when no example of a list can be rendered
-    names = {found.name for found in folder.iterdir()} if folder.is_dir() else set()
-    strangers = [name for name in names - own if not name.startswith(".")]
-    if strangers and not path.exists():  # unless another rank has just opened it
-        raise UserError(f"{folder}: is not empty and no store; name another folder with -o")
+    require_ours(folder)
     if not path.exists():
         write_json(path, {"settings": settings, **report})
     changes = differences(_entry(path, "settings"), settings)
@@ -56,6 +52,15 @@ def open_store(folder: Path, settings: dict[str, Any], report: dict[str, Any]) -
             f"{folder}: this store was made with other settings ({'; '.join(changes)}); "
             "name another folder with -o, or remove it"
         )
+
+
+def require_ours(folder: Path) -> None:
+    """Raises UserError for a folder that holds something and is no store."""
+    own = {"missing.csv"}  # is written even when no example of a list can be rendered
+    names = {found.name for found in folder.iterdir()} if folder.is_dir() else set()
+    strangers = [name for name in names - own if not name.startswith(".")]
+    if strangers and not (folder / "store.json").exists():  # unless another rank has just opened it
+        raise UserError(f"{folder}: is not empty and no store; name another folder with -o")
 
 
 def _entry(path: Path, key: str) -> Any:

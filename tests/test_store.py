@@ -272,11 +272,12 @@ def test_other_people_s_files_are_not_touched(corpus_folder: Path, tmp_path: Pat
     for name in ("a.txt", "missing.csv", ".index-abcdefgh1"):
         (tmp_path / name).write_text("precious")
     tuples = tmp_path.parent / "tuples.csv"
-    tuples.write_text(
-        "clean_utterance,embedding_utterance,interference_utterance\n100-7-0000,100-7-0001,101-7-0000\n"
-    )
+    for row in ("100-7-0000,100-7-0001,101-7-0000", "no,such,audio"):
+        tuples.write_text(f"clean_utterance,embedding_utterance,interference_utterance\n{row}\n")
+        with pytest.raises(UserError, match="is not empty and no store"):
+            make(corpus_folder, tmp_path, "--tuples", str(tuples))
     with pytest.raises(UserError, match="is not empty and no store"):
-        make(corpus_folder, tmp_path, "--tuples", str(tuples))
+        make(corpus_folder, tmp_path)
     assert all(
         (tmp_path / name).read_text() == "precious" for name in ("a.txt", "missing.csv", ".index-abcdefgh1")
     )
