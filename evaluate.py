@@ -118,7 +118,7 @@ def of_store(store: Store, name: str) -> TestSet:
 
 
 def of_list(options: argparse.Namespace, separators: Mapping[str, Separator], rate: int) -> TestSet:
-    """A tuple or recipe list, rendered while it is scored; rows without audio are listed in missing.csv.
+    """A tuple or recipe list, rendered while it is scored; rows without audio are listed in missing-LIST.csv.
 
     What is asked for (`reverse`), the references' length and `seconds` are those of the checkpoints'
     training. Raises UserError when these differ.
@@ -142,10 +142,11 @@ def of_list(options: argparse.Namespace, separators: Mapping[str, Separator], ra
     else:
         listed = listed_recipes(path, utterances)
     print(listed.describe(path))
-    write_csv(out / "missing.csv", ("row", "utterances", "cause"), listed.missing)
-    print(f"{out / 'missing.csv'}: the {len(listed.missing)} rows that were left out")
+    left_out = out / f"missing-{path.stem}.csv"
+    write_csv(left_out, ("row", "utterances", "cause"), listed.missing)
+    print(f"{left_out}: the {len(listed.missing)} rows that were left out")
     if not listed.recipes:
-        raise UserError(f"{path}: none of its {len(listed.missing)} rows can be rendered, see missing.csv")
+        raise UserError(f"{path}: none of its {len(listed.missing)} rows can be rendered, see {left_out}")
     protocol = describe_protocol(data.model_dump()) if options.tuples else "list of recipes"
     rows = len(listed.recipes) + len(listed.missing)
     protocol += f", {len(listed.recipes)} of {rows} rows" if listed.missing else ""
@@ -213,7 +214,7 @@ def evaluate(
 
 def write_table(path: Path, data: TestSet, before: Scores, after: Scores) -> None:
     """One row an example: its ids, kind and speakers, and every score before and after."""
-    header = ["index", "kind", "target", "interference", "reference", "asked_speaker", "other_speakers"]
+    header = ["index", "kind", "target", "interference", "reference", "reference_speaker", "other_speakers"]
     header += [f"{name}_{when}" for name in (*METRICS, "level") for when in ("before", "after")]
     rows = []
     for row, recipe in enumerate(data.recipes):

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,16 @@ from datasets.mixture import render
 from datasets.plan import SOUNDS, Recordings, SplitPlan, index_recordings, plan_draws, plan_list
 from datasets.recipe import Clip, RecipeFile
 from datasets.shards import Features, SplitWriter, Workers, write_recipes, write_shards
-from datasets.store import SPLITS, Store, open_split, open_store, read_index, require_ours, verify_split
+from datasets.store import (
+    MISSING,
+    SPLITS,
+    Store,
+    open_split,
+    open_store,
+    read_index,
+    require_ours,
+    verify_split,
+)
 from datasets.tables import describe_changes, read_utterances, write_utterances
 from model.features import is_readable, reference_embeddings, stored_features
 from model.foreign import load_embedder
@@ -50,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     embedder = None if options.no_embeddings else load_embedder(options.embedder or config.embedder)
     folder = Path(options.out or config.store.folder)
     lists = named_lists(options)
+    if "train" in lists and config.data.mode == "live":
+        raise UserError(f"{lists['train'][1]}: a list of training examples is stored, not live (data.mode)")
+    require_ours(folder)
     with redirect_stdout(None) if rank else nullcontext():  # rank 0 says the same
         recordings = index_recordings(config.data)
         plans, left_out = plan(config, recordings, lists, folder, options.allow_other_audio)
@@ -181,7 +193,6 @@ def plan(
             found[split] = listed_recipes(path, by_id, allow_other_audio)
         print(found[split].describe(path))
     rows = [(split, *row) for split, listed in found.items() for row in listed.missing]
-    require_ours(folder)
     none_left = not all(listed.recipes for listed in found.values())
     if none_left and rows and not (folder / "store.json").exists():
         write_missing(folder, rows)
@@ -190,7 +201,7 @@ def plan(
 
 
 def write_missing(folder: Path, rows: list[tuple[str, int, str, str]]) -> None:
-    write_csv(folder / "missing.csv", ("split", "row", "utterances", "cause"), rows)
+    write_csv(folder / "missing.csv", MISSING.strip().split(","), rows)
     print(f"{folder / 'missing.csv'}: the {len(rows)} rows that were left out")
 
 
@@ -222,9 +233,10 @@ def generate(
         for name, p in plans.items()
     }
     table = folder / "utterances.csv"
-    old = read_utterances(table) if (folder / "store.json").exists() and table.exists() else None
-    if old and (changes := describe_changes(old, recordings.by_kind)):
-        print(f"NOTE: {folder} was made of other recordings: {changes}")
+    if (folder / "store.json").exists():
+        with suppress(UserError):  # a table that is gone or damaged is written again
+            if changes := describe_changes(read_utterances(table), recordings.by_kind):
+                print(f"NOTE: {folder} was made of other recordings: {changes}")
     open_store(folder, settings, {"splits": splits, "folders": folders})
     for place in (folder, *(folder / name for name in SPLITS)):
         # other ranks may be writing theirs just now

@@ -14,6 +14,8 @@ class Options(BaseModel):
 def _in_order(value: float | list[float]) -> float | list[float]:
     if isinstance(value, list) and (len(value) != 2 or value[0] > value[1]):
         raise ValueError("expected one number or [low, high]")
+    if any(abs(level) > 100 for level in (value if isinstance(value, list) else [value])):
+        raise ValueError("expected -100 to 100 dB")
     return value
 
 
@@ -153,7 +155,7 @@ class Data(Options):
     seed: int = Field(0, ge=0)
     mode: Literal["stored", "live"] = "stored"
     protocol: Literal["crop", "padded"] = "crop"
-    seconds: float = Field(3.0, ge=0.1)
+    seconds: float = Field(3.0, ge=0.1, le=3600)
     offset: Literal["random", "first"] = "random"
     vad: Literal["none", "trim", "merge"] = "none"
     min_active: float = Field(0.5, ge=0)

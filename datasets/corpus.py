@@ -186,7 +186,10 @@ def _list_root(root: str, kind: str, layouts: Mapping[str, Layout], prefix: str)
         raise UserError(f"{folder}: no such {'manifest' if is_table else 'corpus folder'}{known}")
     else:
         tree = Tree.of(folder)
-        unnamed = [(f"{folder}/{name}", "its name is no text in UTF-8") for name in tree.unnamed]
+        unnamed = [
+            (f"{folder}/{name}", "its name is no text in UTF-8, or holds control characters")
+            for name in tree.unnamed
+        ]
         if not tree.audio:
             raise UserError(f"{folder}: no audio file below it ({', '.join(sorted(AUDIO_SUFFIXES))})")
         name = forced or next(name for name, layout in layouts.items() if layout.recognises(tree))

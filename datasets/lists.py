@@ -75,7 +75,8 @@ def tuple_recipes(
     `unusable`: (path, cause) of files that are there, but cannot be used. Rows that are no mixture of two
     people with another utterance for reference are listed, too.
     """
-    bad = {Path(file).stem: cause for file, cause in unusable}
+    # VCTK's ids are without the microphone
+    bad = {Path(file).stem.removesuffix("_mic2").removesuffix("_mic1"): cause for file, cause in unusable}
     listed = Listed([], [])
     for row, ids in enumerate(read_tuples(path), 1):
         absent = [name for name in dict.fromkeys(ids) if name not in utterances]
@@ -102,7 +103,8 @@ def tuple_recipes(
 
 def ignored_by_tuples(data: Data) -> list[str]:
     """Options that are set, but do not matter where a list of tuples says what is mixed."""
-    names = ("kinds", "interferers", "interference", "background", "padding", "gain_db", "reverberation")
+    names = ["kinds", "interferers", "interference", "background", "padding", "gain_db", "reverberation"]
+    names += ["paired", "speeds"]
     return [f"data.{name}" for name in names if getattr(data, name) != getattr(Data(), name)]
 
 

@@ -99,7 +99,7 @@ def _render_source(
     at = round(source.at * rate)
     parts = [read_clip(clip, _find(clip.utterance, recipe, utterances), rate) for clip in source.clips]
     samples = parts[0] if len(parts) == 1 else _at_equal_level(parts)
-    if source.loop and len(samples) < length - at:
+    if source.loop and 0 < len(samples) < length - at:
         samples = np.tile(samples, -(-(length - at) // len(samples)))
     samples = samples[: length - at]
     wanted = samples

@@ -33,16 +33,19 @@ class Passage:
     def clip(self, stretches: Stretches, speed: float = 1.0) -> Clip:
         return Clip(self.utterance.id, stretches, speed, self.utterance.digest)
 
-    def meanwhile(self, begin: float, seconds: float, speed: float = 1.0) -> Clip:
+    def meanwhile(self, begin: float, seconds: float, speed: float = 1.0, least: float = 0.1) -> Clip:
         """What a whole utterance holds, or less, while a segment of another one lasts (protocol padded).
 
-        One that has ended by then is taken from its start, so that a mixture is one.
+        One that has ended by then, or holds less than `least` seconds of sound there, is taken from its first
+        sound on, so that a mixture is one.
         """
         rate = round(self.utterance.rate * speed)
         offset = round(begin * rate)
-        if offset >= total(self.stretches):
-            offset = 0
-        return self.clip(cut(self.stretches, offset, round(seconds * rate)), speed)
+        found = cut(self.stretches, offset, round(seconds * rate))
+        if active_frames(found, self.utterance.active) < least * rate:
+            sounds = [before(self.stretches, start) for start, _ in self.utterance.active or ()]
+            found = cut(self.stretches, sounds[0] if sounds else 0, round(seconds * rate))
+        return self.clip(found, speed)
 
     def draw_reference(self, generator: np.random.Generator) -> Clip:
         choice = int(generator.integers(self.choices))
@@ -92,10 +95,11 @@ class Voice:
 
 def _halves(passage: Passage, data: Data) -> list[Passage]:
     first, second = halves(passage.stretches)
+    active, least = passage.utterance.active, min(data.min_active, data.seconds) * passage.utterance.rate
     found = [
         (part, reference_clip(passage.utterance, other, data))
         for part, other in ((first, second), (second, first))
-        if part and other
+        if part and other and active_frames(part, active) >= least
     ]
     return [Passage(passage.utterance, part, [clip]) for part, clip in found if clip]
 

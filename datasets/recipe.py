@@ -104,6 +104,8 @@ class Recipe:
             tree = json.loads(line)
             tree["reference"] = _clip(tree["reference"])
             tree["target"] = _source(tree["target"]) if tree.get("target") else None
+            if not isinstance(tree.get("interference", []), list):
+                raise ValueError("interference: expected a list")
             tree["interference"] = tuple(_source(item) for item in tree.get("interference", ()))
             recipe = cls(**tree)
             if recipe.kind not in KINDS or not recipe.sources:
@@ -113,8 +115,15 @@ class Recipe:
             _require("gain_db", recipe.gain_db, -LARGEST_DB, LARGEST_DB)
             for source in recipe.sources:
                 _require("at", source.at, 0, recipe.seconds)
+            if not isinstance(recipe.reverse, bool) or not isinstance(recipe.corpus, str):
+                raise ValueError(f"reverse {recipe.reverse!r}, corpus {recipe.corpus!r}")
+            speaks = recipe.target is not None
+            if speaks != (recipe.kind in ("mixture", "target_alone")):
+                raise ValueError(f"{recipe.kind} {'with' if speaks else 'without'} a target")
+            if recipe.target and (recipe.target.kind, len(recipe.target.clips)) != ("speech", 1):
+                raise ValueError(f"a target of {len(recipe.target.clips)} clips of {recipe.target.kind}")
             return recipe
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             text = line.decode(errors="replace") if isinstance(line, bytes) else line
             raise UserError(f"not a recipe ({error}): {text.strip()[:80]}") from error
 
@@ -160,8 +169,8 @@ def _source(tree: dict[str, Any]) -> Source:
     clips = tuple(_clip(clip) for clip in tree["clips"])
     room = Room.from_dict(tree["room"]) if tree.get("room") else None
     source = Source(**{**tree, "clips": clips, "room": room})
-    if source.kind not in SOURCES or not clips:
-        raise ValueError(f"source {source.kind!r} of {len(clips)} clips")
+    if source.kind not in SOURCES or not clips or not isinstance(source.loop, bool):
+        raise ValueError(f"source {source.kind!r} of {len(clips)} clips, loop {source.loop!r}")
     if source.snr_db is not None:
         _require("snr_db", source.snr_db, -LARGEST_DB, LARGEST_DB)
     return source

@@ -37,6 +37,8 @@ class Room:
     def from_dict(cls, tree: dict[str, Any]) -> Room:
         points = {name: tuple(tree[name]) for name in ("size", "source", "microphone") if tree.get(name)}
         room = cls(**{**tree, **points})
+        if not isinstance(room.rir, str) or not isinstance(room.digest, str):
+            raise ValueError(f"room {tree}")
         if not room.rir and not (room.size and room.source and room.microphone and room.rt60 > 0):
             raise ValueError(f"room {tree}")
         return room

@@ -38,14 +38,16 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}"
 
 
-def read_shard(folder: Path, fingerprint: str) -> dict[str, Any] | None:
+def read_shard(folder: Path, fingerprint: str, examples: int) -> dict[str, Any] | None:
     """shard.json of a shard that is there and whole as far as lengths tell; None for any other."""
     try:
         content: dict[str, Any] = read_json(folder / "shard.json")
         sizes = {name: (folder / f"{name}.npy").stat().st_size for name in content["sha256"]}
         whole = content["fingerprint"] == fingerprint and content["bytes"] == sizes
-        return content if whole and isinstance(content["examples"], int) else None
-    except (UserError, OSError, KeyError, TypeError):
+        whole = whole and content["examples"] == examples and content["fields"] == sorted(sizes)
+        ragged = content.get("lengths", {}).values()
+        return content if whole and all(len(lengths) == examples for lengths in ragged) else None
+    except (UserError, OSError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -68,11 +70,12 @@ class SplitWriter:
     def shard(self, number: int) -> Path:
         return self.folder / shard_name(number)
 
-    def is_written(self, number: int) -> bool:
-        """Whether the shard is there, its arrays as long as they were; one of other recipes does not
-        count."""
-        content = read_shard(self.shard(number), self.fingerprint)
-        return content is not None
+    def is_written(self, number: int, examples: int) -> bool:
+        """Whether the shard is there with so many examples, its arrays as long as they were.
+
+        One of other recipes does not count.
+        """
+        return read_shard(self.shard(number), self.fingerprint, examples) is not None
 
     def write(self, number: int, utterances: Mapping[str, Utterance]) -> int:
         """Renders one shard; returns its number of examples."""
@@ -85,7 +88,7 @@ class SplitWriter:
                 for row in numbers:
                     arrays.append(self.features(render(recipes[row], utterances, self.rate)))
             content: dict[str, Any] = {"examples": len(numbers), "fingerprint": self.fingerprint}
-            content["sha256"] = arrays.digests
+            content["sha256"], content["fields"] = arrays.digests, sorted(arrays.digests)
             content["bytes"] = {name: (temporary / f"{name}.npy").stat().st_size for name in arrays.digests}
             if ragged := {name: lengths for name, lengths in arrays.lengths.items() if lengths}:
                 content["lengths"] = ragged
@@ -220,15 +223,15 @@ def write_shards(writer: SplitWriter, workers: Workers) -> int:
     for leftover in writer.folder.glob(".shard-*"):  # of a run that was killed
         if leftover.name.split("-")[1] in {f"{number:05d}" for number in own}:
             shutil.rmtree(leftover, ignore_errors=True)
-    missing = [number for number in own if not writer.is_written(number)]
     sizes = {number: min(writer.shard_size, examples - number * writer.shard_size) for number in shards}
+    missing = [number for number in own if not writer.is_written(number, sizes[number])]
     of = f" ({writer.rank + 1} of {writer.ranks})" if writer.ranks > 1 else ""
     total = sum(sizes[number] for number in own)
     with tqdm(desc=f"render {writer.folder.name}{of}", total=total, unit="mixture") as bar:
         bar.update(total - sum(sizes[number] for number in missing))
         for count in workers.write(writer, missing):
             bar.update(count)
-    return sum(not writer.is_written(number) for number in shards)
+    return sum(not writer.is_written(number, sizes[number]) for number in shards)
 
 
 _UTTERANCES: Mapping[str, Utterance] = {}

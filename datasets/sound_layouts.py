@@ -116,16 +116,17 @@ def rirs_noises(tree: Tree, kind: str) -> Listing:
         if found is None:
             listing.unusable.append((tree.path(path), "not a RIRS_NOISES path"))
         elif found[0] == kind:
-            listing.found.append(Found(tree.path(path), _name(path), found[1], None, _room(path, kind)))
+            listing.found.append(Found(tree.path(path), _name(path), found[1], None, _room(tree, path, kind)))
     return listing
 
 
-def _room(path: str, kind: str) -> str:
+def _room(tree: Tree, path: str, kind: str) -> str:
     """`smallroom/Room001` of a simulated response; of a measured one what stands before its place."""
     if kind != "rir":
         return ""
-    if "simulated_rirs" in path:
-        return "/".join(path.split("/")[-3:-1])
+    above = _above(tree, path)
+    if "simulated_rirs" in above:
+        return "/".join(above[-2:])
     return re.sub(r"_(near|far|phone|\d).*$", "", stem(path))
 
 

@@ -35,6 +35,8 @@ SPLITS = ("train", "validation", "test")
 WAVEFORMS = ("mixture_wave", "target_wave")
 """Fields of the splits that are scored: the mixture and the target as waveforms [N]."""
 OPEN_ARRAYS = 512
+MISSING = "split,row,utterances,cause\n"
+"""The first line of missing.csv."""
 
 
 def open_store(folder: Path, settings: dict[str, Any], report: dict[str, Any]) -> None:
@@ -56,9 +58,13 @@ def open_store(folder: Path, settings: dict[str, Any], report: dict[str, Any]) -
 
 def require_ours(folder: Path) -> None:
     """Raises UserError for a folder that holds something and is no store."""
-    own = {"missing.csv"}  # is written even when no example of a list can be rendered
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file, expected a folder for the store; name another with -o")
     names = {found.name for found in folder.iterdir()} if folder.is_dir() else set()
-    strangers = [name for name in names - own if not name.startswith(".")]
+    # is written even when no example of a list can be rendered
+    if names & {"missing.csv"} and (folder / "missing.csv").read_text(errors="replace").startswith(MISSING):
+        names.remove("missing.csv")
+    strangers = [name for name in names if not name.startswith(".")]
     if strangers and not (folder / "store.json").exists():  # unless another rank has just opened it
         raise UserError(f"{folder}: is not empty and no store; name another folder with -o")
 
@@ -66,7 +72,8 @@ def require_ours(folder: Path) -> None:
 def _entry(path: Path, key: str) -> Any:
     """An entry of a JSON file of ours. Raises UserError when it is damaged."""
     content = read_json(path)
-    if not isinstance(content, dict) or key not in content:
+    kinds = {"settings": dict, "splits": dict, "front_end": dict, "recipes": str, "examples": int}
+    if not isinstance(content, dict) or not isinstance(content.get(key), kinds[key]) or not content[key]:
         raise UserError(f"{path}: is damaged (it has no '{key}'); remove it and run generator.py again")
     return content[key]
 
@@ -153,8 +160,13 @@ class StoredSplit:
         self._offsets: dict[tuple[int, str], np.ndarray] = {}
 
     def _read_shards(self, shard_size: int) -> tuple[list[dict[str, Any]], list[Path]]:
-        shards = [self.folder / shard_name(n) for n in range(-(-len(self.recipes) // shard_size))]
-        found = [content for shard in shards if (content := read_shard(shard, self.fingerprint))]
+        sizes = shard_sizes(len(self.recipes), shard_size)
+        shards = [self.folder / shard_name(number) for number in range(len(sizes))]
+        found = [
+            content
+            for shard, size in zip(shards, sizes, strict=True)
+            if (content := read_shard(shard, self.fingerprint, size))
+        ]
         if len(found) < len(shards):
             count = sum(content["examples"] for content in found)
             raise UserError(
@@ -224,6 +236,11 @@ class StoredSplit:
         return self._arrays[key]
 
 
+def shard_sizes(examples: int, shard_size: int) -> list[int]:
+    """Examples of every shard of a split."""
+    return [min(shard_size, examples - start) for start in range(0, examples, shard_size)]
+
+
 def verify_split(folder: Path) -> list[Path]:
     """Shards of a split that are missing or whose bytes are not those that were written."""
     index = folder / "index.json"
@@ -232,9 +249,10 @@ def verify_split(folder: Path) -> list[Path]:
         raise UserError(f"{recipes}: is damaged; run generator.py again, which restores it")
     size, examples = _entry(index, "front_end")["shard_size"], _entry(index, "examples")
     fingerprint, bad = sha256_of(index)[:16], []
-    for number in tqdm(range(-(-examples // size)), f"verify {folder.name}", unit="shard"):
+    sizes = shard_sizes(examples, size)
+    for number, count in enumerate(tqdm(sizes, f"verify {folder.name}", unit="shard")):
         shard = folder / shard_name(number)
-        content = read_shard(shard, fingerprint)
+        content = read_shard(shard, fingerprint, count)
         digests = content["sha256"] if content else {"": ""}
         if content is None or any(sha256_of(shard / f"{name}.npy") != d for name, d in digests.items()):
             bad.append(shard)

@@ -122,12 +122,12 @@ def _is(question: Callable[[], bool]) -> bool:
 
 
 def is_text(name: str) -> bool:
-    """Whether a file's name is UTF-8, which tables and lists are written in."""
+    """Whether a file's name is UTF-8 without control characters, as tables and lists can hold it."""
     try:
         name.encode()
     except UnicodeEncodeError:
         return False
-    return True
+    return not any(ord(character) < 32 for character in name)
 
 
 def is_audio(path: str) -> bool:

@@ -437,7 +437,7 @@ def test_lists_are_scored_without_a_store(
     )
     code, out, _ = run(evaluate.main, trained, "--tuples", tuples, "-d", corpus_folder, "-o", tmp_path)
     assert code == 0 and "2 mixtures" in out and "whole utterances, 2 of 3 rows" in out
-    assert "5-5-5" in (tmp_path / "missing.csv").read_text()
+    assert "5-5-5" in (tmp_path / "missing-t.csv").read_text()
     code, _, err = run(evaluate.main, trained, "--tuples", tuples, "--data", store)
     assert code == 2 and "one of --data STORE, --tuples CSV and --recipes JSONL" in err
     code, _, err = run(evaluate.main, trained, "--tuples", tuples)

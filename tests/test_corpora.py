@@ -532,7 +532,7 @@ def test_names_and_rows_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "ann/a.wav", os.fsencode(tmp_path / "ann") + b"/caf\xe9.wav")
     corpus = index_corpus([tmp_path])
     assert ids(corpus) == ["ann/a"]
-    assert sorted(cause for _, cause in corpus.unusable)[0] == "its name is no text in UTF-8"
+    assert sorted(cause for _, cause in corpus.unusable)[0].startswith("its name is no text in UTF-8")
     assert len(corpus.unusable) == 2
     table = tmp_path / "list.csv"
     table.write_text("path,text,speaker\nann/a.wav,YES\u2028SIR,ann\nann/a.wav,YES, SIR,bob\nx\0y.wav,a,cy\n")
