@@ -547,3 +547,11 @@ def test_names_and_rows_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
         index_corpus([table])
     with pytest.raises(UserError, match=r"no such corpus folder \(layouts to name before a colon"):
         index_corpus([f"vtck:{tmp_path}"])
+
+
+def test_a_part_of_rirs_noises_keeps_its_rooms_together(tmp_path: Path) -> None:
+    names = [f"smallroom/Room00{room}/Room00{room}-0000{n}.wav" for room in (1, 2) for n in (1, 2)]
+    root = put(tmp_path / "RIRS_NOISES" / "simulated_rirs", *names, seconds=0.2)
+    for place in (root, root.parent):
+        rooms = {u.id.split("/")[-2]: u.subset for u in index_sounds([place], "rir").utterances}
+        assert rooms == {"Room001": "smallroom/Room001", "Room002": "smallroom/Room002"}

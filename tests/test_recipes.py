@@ -298,6 +298,25 @@ def test_speech_is_found_in_long_silence() -> None:
             assert active_frames(source.clips[0].stretches, ((1_500_000, 1_540_000),)) >= 8000
 
 
+def test_a_silent_half_is_no_target_and_silence_no_interference() -> None:
+    half = {
+        name: [replace(u, active=((0, 320_000),)) for u in found]
+        for name, found in speakers(3, 1, 60).items()
+    }
+    for protocol in ("crop", "padded"):
+        for split in ("train", "test"):
+            with pytest.raises(UserError, match="0 of 3 speakers have enough audio"):
+                Drawer(split, half, Data(protocol=protocol))
+    early = ((16000, 80_000),)
+    voices = {name: [replace(u, active=early) for u in found] for name, found in speakers(3, 2, 60).items()}
+    voices["9"] = speakers(10, 2, 60)["9"]
+    drawer = Drawer("train", voices, Data(protocol="padded"))
+    for recipe in (drawer.draw(i) for i in range(100)):
+        for source in recipe.sources:
+            clip = source.clips[0]
+            assert clip.utterance[0] == "9" or active_frames(clip.stretches, early) >= 1600
+
+
 def test_a_speaker_with_one_long_utterance_keeps_its_halves_beside_short_ones() -> None:
     voices = speakers(3, 2, 9)
     voices["9"] = [Utterance("9-0", "9", "", 60 * 16000, 16000), Utterance("9-1", "9", "x", 19200, 16000)]

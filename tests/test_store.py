@@ -242,6 +242,13 @@ def test_damage_is_found_and_healed_and_a_folder_without_a_store_is_named(
         StoredSplit(folder)
     make(corpus_folder, tmp_path / "s")
     assert hashes(tmp_path / "s") == hashes(stored.folder)
+    (tmp_path / "s" / "utterances.csv").write_text("damaged")
+    content = json.loads(whole)
+    for change in ({"examples": 5}, {"sha256": {}, "bytes": {}}, {"lengths": {"mixture": [1]}}):
+        shard.write_text(json.dumps(content | change))
+        assert verify_split(folder) == [shard.parent]
+    make(corpus_folder, tmp_path / "s")
+    assert hashes(tmp_path / "s") == hashes(stored.folder)
     for name, words in (("store.json", "is damaged"), ("test/index.json", "is damaged")):
         kept = (tmp_path / "s" / name).read_text()
         (tmp_path / "s" / name).write_text("{}")
@@ -417,6 +424,10 @@ def test_recipe_and_tuple_lists_make_a_store_of_their_own(
         with pytest.raises(UserError, match="test: none of 1 listed examples can be rendered"):
             make(corpus_folder, tmp_path / "none", "--tuples", str(tuples))
     assert (tmp_path / "none" / "missing.csv").exists()
+    with pytest.raises(UserError, match="a list of training examples is stored, not live"):
+        make(corpus_folder, tmp_path / "l", "--tuples", f"train={tuples}", "data.mode=live")
+    with pytest.raises(UserError, match="is a file, expected a folder"):
+        make(corpus_folder, tuples)
 
 
 def test_the_earlier_repositories_options_still_mean_what_they_said(
