@@ -310,12 +310,12 @@ def verify(store: Store, repair: bool = False) -> int:
     if bad and not repair:
         names = ", ".join(map(str, bad[:5])) + (" ..." if len(bad) > 5 else "")
         raise UserError(
-            f"{len(bad)} shards are missing or damaged: {names}; --verify {store.folder} --repair removes "
-            "them, and the command that made the store renders them again"
+            f"{len(bad)} shards or lists are missing or damaged: {names}; --verify {store.folder} --repair "
+            "removes them, and the command that made the store makes them again"
         )
-    for shard in bad:
-        shutil.rmtree(shard, ignore_errors=True)
-    print(f"{store.folder}: {f'{len(bad)} shards were removed' if bad else 'every shard is intact'}")
+    for path in bad:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    print(f"{store.folder}: {f'{len(bad)} damaged parts were removed' if bad else 'every shard is intact'}")
     return 0
 
 

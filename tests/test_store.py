@@ -219,7 +219,7 @@ def test_damage_is_found_and_healed_and_a_folder_without_a_store_is_named(
     content[-1] ^= 1
     path.write_bytes(content)
     assert verify_split(folder) == [path.parent]
-    with pytest.raises(UserError, match=r"1 shards are missing or damaged: .*--repair removes"):
+    with pytest.raises(UserError, match=r"1 shards or lists are missing or damaged: .*--repair removes"):
         generator.main(["--verify", str(tmp_path / "s")])
     generator.main(["--verify", str(tmp_path / "s"), "--repair"])
     make(corpus_folder, tmp_path / "s")
@@ -240,6 +240,9 @@ def test_damage_is_found_and_healed_and_a_folder_without_a_store_is_named(
     recipes.write_text("".join([lines[1], lines[0], *lines[2:]]))
     with pytest.raises(UserError, match=r"recipes\.jsonl: is damaged"):
         StoredSplit(folder)
+    assert verify_split(folder) == [recipes, path.parent]
+    generator.main(["--verify", str(tmp_path / "s"), "--repair"])
+    assert not recipes.exists() and not path.parent.exists()
     make(corpus_folder, tmp_path / "s")
     assert hashes(tmp_path / "s") == hashes(stored.folder)
     (tmp_path / "s" / "utterances.csv").write_text("damaged")
