@@ -14,7 +14,7 @@ from datasets.dataset import Batch
 from datasets.draw import Drawer
 from datasets.mixture import Example, render
 from datasets.recipe import Clip, Recipe
-from datasets.store import WAVEFORMS
+from datasets.store import WAVEFORMS, equal_lengths
 from utils.files import fingerprint
 
 
@@ -85,9 +85,4 @@ class RenderedSplit:
 
     def batches(self, size: int) -> Iterator[list[int]]:
         """All rows, at most `size` at a time, those of equal length together."""
-        lengths: dict[int, list[int]] = {}
-        for row, recipe in enumerate(self.recipes):
-            lengths.setdefault(round(recipe.seconds * self.rate), []).append(row)
-        for _, rows in sorted(lengths.items()):
-            for start in range(0, len(rows), size):
-                yield rows[start : start + size]
+        return equal_lengths((round(recipe.seconds * self.rate) for recipe in self.recipes), size)

@@ -15,7 +15,7 @@ An array is [n, ...], or, where examples differ in length, all of them joined al
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,16 @@ class Store:
         return StoredSplit(self.folder / name)
 
 
+def equal_lengths(lengths: Iterable[int], size: int) -> Iterator[list[int]]:
+    """Rows [n], at most `size` at a time, those of equal length together, the shortest first."""
+    rows_of: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths):
+        rows_of.setdefault(length, []).append(row)
+    for _, rows in sorted(rows_of.items()):
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size]
+
+
 class StoredSplit:
     """The shards of one split; `read` takes any rows of a field. Raises UserError when it is incomplete."""
 
@@ -208,15 +218,12 @@ class StoredSplit:
 
     def batches(self, size: int) -> Iterator[list[int]]:
         """All rows, at most `size` at a time, those of equal length together."""
-        lengths: dict[int, list[int]] = {}
+        lengths: list[int] = []
         for shard, content in enumerate(self._contents):
-            count = int(content["examples"])
             ragged = content.get("lengths", {}).get(WAVEFORMS[0])
-            for local, length in enumerate(ragged or count * [self._array(shard, WAVEFORMS[0]).shape[1]]):
-                lengths.setdefault(length, []).append(int(self._starts[shard]) + local)
-        for _, rows in sorted(lengths.items()):
-            for start in range(0, len(rows), size):
-                yield rows[start : start + size]
+            equal = 0 if ragged else self._array(shard, WAVEFORMS[0]).shape[1]
+            lengths += ragged or content["examples"] * [equal]
+        return equal_lengths(lengths, size)
 
     def _array(self, shard: int, field: str) -> np.ndarray:
         """A mapped array; only the latest OPEN_ARRAYS stay open, because each one holds a file."""

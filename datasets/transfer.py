@@ -219,7 +219,7 @@ def verify(path: Path, origin: str, size: int | None = None, md5: str = "", sha2
 _ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
 _DAMAGE = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError,
-    NotImplementedError, RuntimeError,  # zipfile: a compression it does not know, a password
+    RuntimeError,  # of zipfile: a compression that it does not know, a password
 )  # fmt: skip
 
 
