@@ -30,7 +30,7 @@ from datasets.store import WAVEFORMS, Store, StoredSplit
 from model.features import reference_embeddings, spectra
 from model.foreign import load_embedder
 from model.losses import criteria
-from model.optimization import learning_rate, make_optimizer
+from model.optimization import learning_rate, make_optimizer, parameter_group, set_learning_rate
 from model.scoring import Scores, score_estimates, score_mixtures, summarize
 from model.separator import FORMAT, Separator
 from utils import distributed
@@ -74,7 +74,7 @@ class Run:
         torch.manual_seed(config.train.seed)
         self.separator = Separator(config, load_embedder(config.embedder)).to(device)
         self.network = self.separator.network
-        self.optimizer = make_optimizer(self.network, config.train)
+        self.optimizer = make_optimizer([parameter_group(self.network.parameters())], config.train)
         self.weights = config.loss.model_dump(exclude={"relative"})
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
         self.examples = (
@@ -200,8 +200,7 @@ class Run:
             with torch.no_grad():
                 mixture, target = (batch[name] for name in WAVEFORMS)
                 batch |= spectra(self.separator.spectral, mixture, target, self.needs_cosine)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config.train, self.step, self.progress)
+        set_learning_rate(self.optimizer, learning_rate(self.config.train, self.step, self.progress))
         embedding = blur(batch["embedding"], self.config.train.embedding_noise)
         with autocast(self.device, self.config.train.precision):
             mask = self.network(batch["mixture"], embedding)

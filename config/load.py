@@ -15,11 +15,15 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from config.embedder_schema import EmbedderConfig
 from config.schema import Config
 from utils.errors import UserError
 
 CONFIG_FOLDER = Path(__file__).parent
-CHOICES = {name for name, field in Config.model_fields.items() if field.discriminator}
+MODELS: dict[str, type[Config] | type[EmbedderConfig]] = {"separator": Config, "embedder": EmbedderConfig}
+CHOICES = {
+    name for model in MODELS.values() for name, field in model.model_fields.items() if field.discriminator
+}
 """Sections whose `kind` decides which options they have."""
 
 
@@ -112,31 +116,57 @@ def _override(tree: dict[str, Any], text: str) -> dict[str, Any]:
 def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config:
     """The configuration of `path` (defaults alone if None) with `section.key=value` overrides on top.
 
-    Raises UserError that names the key, what was expected, and a near match for an unknown key.
+    Raises UserError that names the key, what was expected, and a near match for an unknown key; also for
+    the configuration of an embedder.
     """
+    config = load_any_config(path, overrides)
+    if not isinstance(config, Config):
+        raise UserError(f"{path}: trains an embedder (task), a separator's configuration is needed here")
+    return config
+
+
+def load_any_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Config | EmbedderConfig:
+    """The same of a separator or an embedder, whichever the key `task` names."""
     tree = read_yaml(path) if path is not None else {}
     # the kind first: it decides which options of the section there are
     for text in sorted(overrides, key=lambda text: not text.partition("=")[0].strip().endswith(".kind")):
         tree = _override(tree, text)
-    return check_config(tree, str(path) if path is not None else "configuration")
+    return _check(tree, str(path) if path is not None else "configuration")
 
 
 def check_config(tree: dict[str, Any], where: str) -> Config:
+    """The configuration of a separator out of plain values. Raises UserError."""
+    config = _check(tree, where)
+    if not isinstance(config, Config):
+        raise UserError(f"{where}: describes an embedder, not a separator")
+    return config
+
+
+def with_defaults(tree: dict[str, Any], where: str) -> dict[str, Any]:
+    """Plain values of any configuration, such as a checkpoint's, with what newer options default to."""
+    return _check(tree, where).model_dump()
+
+
+def _check(tree: dict[str, Any], where: str) -> Config | EmbedderConfig:
+    task = tree.get("task", "separator")
+    if not isinstance(task, str) or task not in MODELS:
+        raise UserError(f"{where}: task: expected one of {', '.join(MODELS)}, got {task!r}")
+    model = MODELS[task]
     try:
-        return Config.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(dict(item)) for item in error.errors()]
+        lines = [_explain(dict(item), model) for item in error.errors()]
         raise UserError(f"{where}: " + "; ".join(lines)) from error
 
 
-def _explain(item: dict[str, Any]) -> str:
+def _explain(item: dict[str, Any], model: type[BaseModel]) -> str:
     """One pydantic finding as `key: what was expected, what was there`."""
     # a discriminated union puts the chosen kind into the path; it is no key of the file
-    kinds = {name for model in _all_models(Config) for name in _kind_names(model)}
+    kinds = {name for part in _all_models(model) for name in _kind_names(part)}
     parts = [str(part) for part in item["loc"] if part not in kinds]
     key = ".".join(parts)
     if item["type"] == "extra_forbidden":
-        siblings = _fields_at(parts[:-1], str(next((p for p in item["loc"] if p in kinds), "")))
+        siblings = _fields_at(model, parts[:-1], str(next((p for p in item["loc"] if p in kinds), "")))
         near = difflib.get_close_matches(parts[-1], siblings, 1, 0.6)
         known = "" if near else f" (known here: {', '.join(siblings)})"
         full = [".".join([*parts[:-1], name]) for name in near]
@@ -170,9 +200,9 @@ def _kind_names(model: type[BaseModel]) -> tuple[str, ...]:
     return names if len(names) == 1 else ()  # more than one: an option like any other
 
 
-def _fields_at(parts: Sequence[str], kind: str) -> list[str]:
+def _fields_at(root: type[BaseModel], parts: Sequence[str], kind: str) -> list[str]:
     """Names that are allowed below a dotted key."""
-    models: list[type[BaseModel]] = [Config]
+    models: list[type[BaseModel]] = [root]
     for part in parts:
         fields = [m.model_fields[part] for m in models if part in m.model_fields]
         models = [

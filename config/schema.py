@@ -1,26 +1,21 @@
-"""Every option of the project, typed and checked; defaults live here and nowhere else."""
+"""Every option of a separator and its training, typed and checked; defaults live here and nowhere else."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-def _in_order(value: float | list[float]) -> float | list[float]:
-    if isinstance(value, list) and (len(value) != 2 or value[0] > value[1]):
-        raise ValueError("expected one number or [low, high]")
-    if any(abs(level) > 100 for level in (value if isinstance(value, list) else [value])):
-        raise ValueError("expected -100 to 100 dB")
-    return value
-
-
-Level = Annotated[float | list[float], AfterValidator(_in_order)]
-"""A level or ratio in dB: one number, or a range to draw from uniformly."""
+from config.options import (
+    Background,
+    Corpora,
+    HeldOut,
+    Level,
+    Options,
+    Reverberation,
+    Training,
+    with_default_kind,
+)
 
 
 class Audio(Options):
@@ -40,29 +35,17 @@ class Audio(Options):
         return self
 
 
-class Split(Options):
-    """How many examples, and which speakers: a share of all (at least two), these ids, or these subsets.
-
-    `subsets` are the corpus' own divisions, such as LibriSpeech's `dev-clean`.
-    """
+class Split(HeldOut):
+    """How many examples, and which speakers."""
 
     examples: int = Field(ge=1)
-    speakers: float = Field(0.1, gt=0, lt=1)
-    speaker_ids: list[str] | None = None
-    subsets: list[str] | None = None
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Split:
-        if self.speaker_ids is not None and self.subsets is not None:
-            raise ValueError("speaker_ids and subsets both choose the speakers: give one of them")
-        return self
 
 
 class Reference(Options):
     """The enrolment audio: at least `min_seconds` of it, at most the first `max_seconds` (null: all)."""
 
-    min_seconds: float = Field(1.6, ge=0.8)
-    max_seconds: float | None = Field(6.0, ge=0.8)
+    min_seconds: float = Field(1.6, ge=0.4)
+    max_seconds: float | None = Field(6.0, ge=0.4)
 
     @model_validator(mode="after")
     def _in_order(self) -> Reference:
@@ -94,42 +77,10 @@ class Interference(Options):
     babble: float = Field(0.0, ge=0)
 
 
-class Background(Options):
-    """Beside the interferers, a share of the examples has noise or music, or both, behind everything."""
-
-    noise: float = Field(0.0, ge=0, le=1)
-    music: float = Field(0.0, ge=0, le=1)
-    snr_db: Level = Field(default_factory=lambda: [5.0, 20.0])
-
-
-class Reverberation(Options):
-    """A share of the examples sounds in a room: a measured impulse response, or a simulated shoebox.
-
-    `rt60` in seconds and `size` (length and width; the height is 2.4 to 3.5) in metres are ranges. The
-    target keeps its reverberation, or (`target: early`) only the first 50 ms after the direct sound.
-    """
-
-    share: float = Field(0.0, ge=0, le=1)
-    rooms: Literal["simulated", "measured"] = "simulated"
-    rt60: list[Annotated[float, Field(gt=0.05, le=1)]] = Field([0.15, 0.6], min_length=2, max_length=2)
-    size: list[Annotated[float, Field(ge=2, le=50)]] = Field([3.0, 8.0], min_length=2, max_length=2)
-    target: Literal["reverberant", "early"] = "reverberant"
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Reverberation:
-        for name in ("rt60", "size"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name}: expected [low, high], got {[low, high]}")
-        return self
-
-
-class Data(Options):
+class Data(Corpora):
     """The corpora, and how mixtures are drawn from them.
 
-    `corpus`, `noise`, `music` and `rirs` name folders (datasets/layouts.py draws the trees). `check` full
-    decodes every file once and knows where it is silent; quick reads headers and ends. `subsets` restricts
-    the corpus to some of its own divisions. `mode` live renders training examples in the loader's workers.
+    `mode` live renders training examples in the loader's workers.
 
     `protocol` crop: target and interference are cut to `seconds`, at a random `offset` or at the first
     sample; padded (the paper's): the interference is cut or zero-padded to the target's length, whole
@@ -146,13 +97,6 @@ class Data(Options):
     `reverse`: the target is everything but the reference's speaker.
     """
 
-    corpus: list[str] = Field(default_factory=list)
-    noise: list[str] = Field(default_factory=list)
-    music: list[str] = Field(default_factory=list)
-    rirs: list[str] = Field(default_factory=list)
-    check: Literal["full", "quick"] = "full"
-    subsets: list[str] | None = None
-    seed: int = Field(0, ge=0)
     mode: Literal["stored", "live"] = "stored"
     protocol: Literal["crop", "padded"] = "crop"
     seconds: float = Field(3.0, ge=0.1, le=3600)
@@ -274,33 +218,22 @@ class Loss(Options):
         return self
 
 
-class Train(Options):
-    """The training loop: it ends after `steps` or `minutes`, whichever comes first.
+class Train(Training):
+    """How the mask network learns.
 
-    `embedding_noise` is the length of the random vector added to every unit-length embedding, so that the
-    network cannot know few voices by heart. `validate_every`, `save_every` and `log_every` count steps;
-    `precision` auto is bf16 where it is fast.
+    `embedder` frozen: the references' embeddings are computed once; joint: in every step, and the embedder
+    learns, too, at `embedder_rate` times the learning rate. `embedding_noise` is the length of the random
+    vector added to every unit-length embedding, so that the network cannot know few voices by heart.
     """
 
     batch_size: int = Field(8, ge=1)
-    steps: int = Field(200_000, ge=1)
-    minutes: float | None = Field(None, gt=0)
-    optimizer: Literal["adam", "adamw"] = "adam"
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
-    clip_norm: float | None = Field(None, gt=0)
+    embedder: Literal["frozen", "joint"] = "frozen"
+    embedder_rate: float = Field(0.1, gt=0)
     embedding_noise: float = Field(0.0, ge=0)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    validate_every: int = Field(1000, ge=1)
-    save_every: int = Field(1000, ge=1)
-    log_every: int = Field(20, ge=1)
-    workers: int = Field(0, ge=0)
-    seed: int = Field(0, ge=0)
 
 
 class Config(Options):
+    task: Literal["separator"] = "separator"
     audio: Audio = Audio()
     data: Data = Data()
     store: Store = Store()
@@ -312,8 +245,4 @@ class Config(Options):
     @model_validator(mode="before")
     @classmethod
     def _default_kind(cls, tree: Any) -> Any:
-        """`network.lstm_dim=200` alone speaks of the default network."""
-        network = tree.get("network") if isinstance(tree, dict) else None
-        if isinstance(network, dict) and "kind" not in network:
-            return {**tree, "network": {"kind": "voicefilter", **network}}
-        return tree
+        return with_default_kind(tree, "voicefilter")

@@ -18,7 +18,7 @@ from datasets.corpus import Utterance
 from datasets.mixture import Example, read_clip
 from datasets.recipe import Clip
 from datasets.scan import digest_of
-from model.dvector import DVector
+from model.embedder import Embedder
 from model.spectral import Spectral
 from utils.audio import active_seconds
 from utils.errors import UserError
@@ -101,7 +101,7 @@ def reference_embeddings(
     folder: Path,
     utterances: Mapping[str, Utterance],
     clips: Sequence[Clip],
-    embedder: DVector,
+    embedder: Embedder,
     batch: int = 32,
 ) -> np.ndarray:
     """The embedding of every reference, float32 [n, D]; a clip that stands there twice is embedded once.
@@ -165,7 +165,7 @@ def is_readable(path: Path) -> bool:
         return False
 
 
-def _read_reference(utterance: Utterance, clip: Clip, embedder: DVector) -> np.ndarray:
+def _read_reference(utterance: Utterance, clip: Clip, embedder: Embedder) -> np.ndarray:
     check = "quick" if clip.digest.startswith("~") else "full"
     if clip.digest and digest_of(utterance.path, check) != clip.digest:
         raise UserError(f"{utterance.path}: has changed since it was indexed; make another store")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ from torch import Tensor
 
 from datasets.download import fetch
 from model.dvector import DVector
+from model.embedder import Embedder
+from model.vggm import VggM
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 
@@ -16,7 +20,6 @@ DOWNLOADS = Path(__file__).parents[1] / "data"
 
 RESEMBLYZER: dict[str, Any] = {
     "n_fft": 400,
-    "win_length": 400,
     "log_mel": False,
     "hidden": 256,
     "relu": True,
@@ -25,21 +28,19 @@ RESEMBLYZER: dict[str, Any] = {
     "renormalize": True,
     "min_level_db": -30.0,
 }
-MINDSLAB: dict[str, Any] = {
-    "n_fft": 512,
-    "win_length": 400,
-    "log_mel": True,
-    "hidden": 768,
-    "window": 80,
-    "window_hop": 40,
-}
+"""Resemblyzer's and Real-Time-Voice-Cloning's, which are one network with one front end."""
+MINDSLAB: dict[str, Any] = {"n_fft": 512, "hidden": 768, "window": 80, "window_hop": 40}
+"""The public VoiceFilter re-implementation's; the mean over windows keeps its length."""
+HARRYVOLEK: dict[str, Any] = {"n_fft": 512, "hidden": 768, "window": 160, "window_hop": 80}
+"""The front end and network of the same, but trained on crops of 140 to 180 frames, so heard at 160."""
 
 
-def load_embedder(name: str) -> DVector:
+def load_embedder(name: str) -> Embedder:
     """`resemblyzer` (fetched once, checksummed), or the path of an embedder file; in evaluation mode.
 
-    Files are recognised by their keys: Resemblyzer's `pretrained.pt`, the public VoiceFilter
-    re-implementation's `embedder.pt`, and a separator checkpoint of this project (its embedder is taken).
+    Files are recognised by their keys and shapes: Resemblyzer's `pretrained.pt` and
+    Real-Time-Voice-Cloning's `encoder.pt`, the public VoiceFilter re-implementation's `embedder.pt`,
+    HarryVolek's GE2E, and this project's checkpoints (a separator's embedder is taken).
     Raises UserError for a missing, unknown or partial file.
     """
     path = fetch("resemblyzer", DOWNLOADS) if name == "resemblyzer" else Path(name)
@@ -50,39 +51,111 @@ def load_embedder(name: str) -> DVector:
     return embedder.eval()
 
 
-def embedder_from_content(content: dict[str, Any], where: str) -> DVector:
+def build_embedder(options: dict[str, Any]) -> Embedder:
+    """The embedder that `kind` (dvector where there is none) and its other options describe, untrained."""
+    arguments = {key: value for key, value in options.items() if key != "kind"}
+    match options.get("kind", "dvector"):
+        case "dvector":
+            return DVector(**arguments)
+        case "vggm":
+            return VggM(**arguments)
+        case other:
+            raise ValueError(f"kind {other!r}: expected dvector or vggm")
+
+
+def embedder_from_content(content: dict[str, Any], where: str) -> Embedder:
     """Builds the embedder that a loaded file holds, by its keys and shapes, strictly."""
     if isinstance(content.get("embedder"), dict):
-        embedder = DVector(**content["embedder"]["options"])
-        return _load(embedder, content["embedder"]["state"], where)
+        return _own(content["embedder"], where)
     state = content.get("model_state", content)
-    state = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
-    if "linear.weight" in state and "lstm.weight_ih_l0" in state:
-        state = {key: value for key, value in state.items() if not key.startswith("similarity_")}
-        return _load(DVector(**RESEMBLYZER), state, where)
-    if "proj.linear_layer.weight" in state:
-        state = {key.replace("proj.linear_layer.", "linear."): value for key, value in state.items()}
-        return _load(DVector(**MINDSLAB), state, where)
-    found = ", ".join(sorted(map(str, content))[:5]) or "none"
-    raise UserError(
-        f"{where}: no known embedder: expected the keys of Resemblyzer (lstm.*, linear.*) or of the public "
-        f"re-implementation (lstm.*, proj.linear_layer.*), found {found}"
-    )
-
-
-def _load(embedder: DVector, state: dict[str, Tensor], where: str) -> DVector:
-    own = embedder.state_dict()
-    missing = sorted(set(own) - set(state))
-    extra = sorted(set(state) - set(own))
-    wrong = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if missing or extra or wrong:
-        parts = [f"missing {', '.join(missing)}"] if missing else []
-        parts += [f"unexpected {', '.join(extra)}"] if extra else []
-        parts += [f"wrong shape {', '.join(wrong)}"] if wrong else []
-        raise UserError(f"{where}: not a complete embedder: {'; '.join(parts)}")
-    embedder.load_state_dict(state)
+    tensors = state.items() if isinstance(state, dict) else ()
+    state = {str(key).removeprefix("module."): value for key, value in tensors if isinstance(value, Tensor)}
+    # where only the LSTM is left of a file, its width tells the families apart
+    family = max(FAMILIES, key=lambda f: (len(f.names.keys() & state.keys()), f.hidden == _hidden(f, state)))
+    if not family.names.keys() & state.keys():
+        found = ", ".join(sorted(state or map(str, content))[:5]) or "none"
+        known = "; ".join(f"{f.name}: {f.lstm}*, {f.linear}*" for f in FAMILIES)
+        raise UserError(f"{where}: no known embedder: expected the keys of one of {known}; found {found}")
+    state = {key: value for key, value in state.items() if key not in family.ignored}
+    embedder = DVector(**{**family.options, **_sizes(family, state)})
+    _check_complete(embedder, family.names, state, f"{where} ({family.name})")
+    embedder.load_state_dict({own: state[theirs] for theirs, own in family.names.items()})
     return embedder
+
+
+@dataclass(frozen=True)
+class Family:
+    """A layout: what its LSTM of three layers and its linear layer are called, and the front end.
+
+    `ignored`: keys of the training.
+    """
+
+    name: str
+    lstm: str
+    linear: str
+    options: dict[str, Any]
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def hidden(self) -> int:
+        return int(self.options["hidden"])
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Their keys -> ours."""
+        parts = [f"{what}_l{layer}" for layer in range(3) for what in RECURRENT]
+        lstm = {f"{self.lstm}{part}": f"lstm.{part}" for part in parts}
+        return lstm | {f"{self.linear}{part}": f"linear.{part}" for part in ("weight", "bias")}
+
+
+RECURRENT = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+FAMILIES = (
+    # Real-Time-Voice-Cloning's encoder is the same
+    Family("Resemblyzer", "lstm.", "linear.", RESEMBLYZER, ("similarity_weight", "similarity_bias")),
+    Family("mindslab", "lstm.", "proj.linear_layer.", MINDSLAB),
+    Family("HarryVolek", "LSTM_stack.", "projection.", HARRYVOLEK),
+)
+
+
+def _hidden(family: Family, state: dict[str, Tensor]) -> int:
+    recurrent = state.get(f"{family.lstm}weight_hh_l0")
+    return recurrent.shape[-1] if recurrent is not None and recurrent.ndim == 2 else family.hidden
+
+
+def _sizes(family: Family, state: dict[str, Tensor]) -> dict[str, int]:
+    """The widths that the file has, where they are not the published ones."""
+    weight = state.get(f"{family.linear}weight")
+    dim = weight.shape[0] if weight is not None and weight.ndim == 2 else 256
+    return {"hidden": _hidden(family, state), "dim": dim}
+
+
+def _own(tree: dict[str, Any], where: str) -> Embedder:
+    """An embedder of this project out of `Embedder.content()`."""
+    try:
+        embedder = build_embedder(tree["options"])
+        state = tree["state"]
+        _check_complete(embedder, {key: key for key in embedder.state_dict()}, state, where)
+        embedder.load_state_dict(state)
+        embedder.training_speakers = tuple(tree.get("training_speakers", ()))
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise UserError(f"{where}: its embedder is damaged ({type(error).__name__}: {error})") from error
+    return embedder
+
+
+def _check_complete(
+    embedder: Embedder, names: Mapping[str, str], state: Mapping[str, Tensor], where: str
+) -> None:
+    """Raises UserError unless the state has exactly the keys of `names` (theirs -> ours) in our shapes."""
+    own = embedder.state_dict()
+    missing = sorted(set(names) - set(state))
+    extra = sorted(set(state) - set(names))
+    wrong = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(own[name].shape)}"
+        for key, name in names.items()
+        if key in state and state[key].shape != own[name].shape
+    ]
+    parts = [f"missing {', '.join(missing)}"] if missing else []
+    parts += [f"unexpected {', '.join(extra)}"] if extra else []
+    parts += [f"wrong shape {', '.join(wrong)}"] if wrong else []
+    if parts:
+        raise UserError(f"{where}: not a complete embedder: {'; '.join(parts)}")

@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from config.schema import Train
+from config.options import Training
 
 
-def learning_rate(train: Train, step: int, progress: float) -> float:
-    """Linear warm-up over `warmup_steps`, then constant or half a cosine to zero at the end."""
+def learning_rate(train: Training, step: int, progress: float) -> float:
+    """Linear warm-up over `warmup_steps`, then constant, half a cosine to zero at the end, or halved again
+    and again."""
     rate = train.learning_rate
     if train.schedule == "cosine":
         rate *= 0.5 * (1 + math.cos(math.pi * progress))
+    if train.halve_every is not None:
+        rate *= 0.5 ** (step // train.halve_every)
     return rate * min(1.0, (step + 1) / max(1, train.warmup_steps))
 
 
-def make_optimizer(network: torch.nn.Module, train: Train) -> torch.optim.Optimizer:
+def parameter_group(parameters: Iterable[torch.nn.Parameter], share: float = 1.0) -> dict[str, Any]:
+    """Parameters that learn at `share` times the learning rate."""
+    return {"params": list(parameters), "share": share}
+
+
+def make_optimizer(groups: list[dict[str, Any]], train: Training) -> torch.optim.Optimizer:
+    """The optimiser of groups made by `parameter_group`."""
     arguments: dict[str, Any] = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
     match train.optimizer:
         case "adam":
-            return torch.optim.Adam(network.parameters(), **arguments)
+            return torch.optim.Adam(groups, **arguments)
         case "adamw":
-            return torch.optim.AdamW(network.parameters(), **arguments)
+            return torch.optim.AdamW(groups, **arguments)
+        case "sgd":
+            return torch.optim.SGD(groups, momentum=train.momentum, **arguments)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["share"]

@@ -12,8 +12,9 @@ from typing_extensions import assert_never
 
 from config.load import check_config, differences
 from config.schema import Config, FilmBlstmNetwork, Network, VoiceFilterNetwork
-from model.dvector import DVector
+from model.embedder import Embedder
 from model.film_blstm import FilmBlstm
+from model.foreign import embedder_from_content
 from model.spectral import Spectral
 from model.voicefilter import VoiceFilter
 from utils.audio import active_seconds
@@ -41,7 +42,7 @@ def build_network(options: Network, bins: int, embedding_dim: int) -> nn.Module:
 class Separator(nn.Module):
     """Spectral front end, embedder and mask network; the mixture's phase is reused."""
 
-    def __init__(self, config: Config, embedder: DVector) -> None:
+    def __init__(self, config: Config, embedder: Embedder) -> None:
         super().__init__()
         self.config = config
         audio = config.audio
@@ -99,7 +100,7 @@ class Separator(nn.Module):
             "format": FORMAT,
             "config": self.config.model_dump(),
             "network": self.network.state_dict(),
-            "embedder": {"options": self.embedder.options, "state": self.embedder.state_dict()},
+            "embedder": self.embedder.content(),
         }
 
     @classmethod
@@ -112,9 +113,7 @@ class Separator(nn.Module):
             )
         try:
             own = check_config(content["config"], where)
-            embedder = DVector(**content["embedder"]["options"])
-            embedder.load_state_dict(content["embedder"]["state"])
-            separator = cls(own, embedder)
+            separator = cls(own, embedder_from_content(content, where))
             separator.network.load_state_dict(content["network"])
         except (KeyError, TypeError, RuntimeError) as error:
             raise UserError(f"{where}: a damaged separator checkpoint ({type(error).__name__})") from error

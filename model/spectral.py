@@ -84,10 +84,23 @@ class MelSpectrogram(nn.Module):
         self.register_buffer("window", torch.hann_window(win_length), persistent=False)
         self.register_buffer("filters", filters, persistent=False)
 
-    def frames(self, samples: int) -> int:
-        return samples // self.hop_length + 1
-
     def forward(self, waveform: Tensor) -> Tensor:
         spectrum = centred_stft(waveform, self.n_fft, self.hop_length, self.window)
         mel = (spectrum.real.square() + spectrum.imag.square()) @ self.filters  # [B, T, M]
         return torch.log10(mel + 1e-6) if self.log else mel
+
+
+class HammingSpectrogram(nn.Module):
+    """Magnitudes with a Hamming window, centred with zero padding: [B, N] -> [B, T, n_fft / 2 + 1]."""
+
+    window: Tensor
+
+    def __init__(self, n_fft: int, win_length: int, hop_length: int) -> None:
+        super().__init__()
+        self.n_fft, self.hop_length = n_fft, hop_length
+        self.register_buffer("window", torch.hamming_window(win_length), persistent=False)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        spectrum = centred_stft(waveform, self.n_fft, self.hop_length, self.window)
+        # the magnitude of exactly nothing has no gradient
+        return (spectrum.real.square() + spectrum.imag.square() + 1e-12).sqrt()

@@ -88,7 +88,7 @@ def test_the_public_reimplementation_s_embedder_loads(tmp_path: Path, legacy: bo
     embedder = load_embedder(str(tmp_path / "embedder.pt"))
     assert {key: embedder.options[key] for key in MINDSLAB} == MINDSLAB
     voice = torch.from_numpy(tone_voice(1, 2.0, 0))
-    mel = embedder.mel(voice[None])[0]
+    mel = embedder.front(voice[None])[0]
     windows = [mel[s : s + 80] for s in (*range(0, len(mel) - 79, 40), len(mel) - 80)]
     unit = embedder(torch.stack(windows))
     torch.testing.assert_close(unit.norm(dim=1), torch.ones(len(unit)))
@@ -117,7 +117,7 @@ def test_a_batch_of_lengths_embeds_as_one_by_one() -> None:
     voices = [torch.from_numpy(tone_voice(s, seconds, 0)) for s, seconds in enumerate((0.4, 1.6, 2.7, 6.0))]
     with torch.inference_mode():
         alone = torch.cat([embedder.embed([voice]) for voice in voices])
-        torch.testing.assert_close(embedder.embed(voices, windows_at_once=3), alone)
+        torch.testing.assert_close(embedder.embed(voices), alone)
     with pytest.raises(ValueError, match="without samples"):
         embedder.embed([torch.zeros(0)])
 

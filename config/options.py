@@ -1,0 +1,126 @@
+"""What the configurations of all trainings have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+class Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _in_order(value: float | list[float]) -> float | list[float]:
+    if isinstance(value, list) and (len(value) != 2 or value[0] > value[1]):
+        raise ValueError("expected one number or [low, high]")
+    if any(abs(level) > 100 for level in (value if isinstance(value, list) else [value])):
+        raise ValueError("expected -100 to 100 dB")
+    return value
+
+
+Level = Annotated[float | list[float], AfterValidator(_in_order)]
+"""A level or ratio in dB: one number, or a range to draw from uniformly."""
+
+
+def with_default_kind(tree: Any, kind: str) -> Any:
+    """`network.lstm_dim=200` alone speaks of the default network."""
+    network = tree.get("network") if isinstance(tree, dict) else None
+    if isinstance(network, dict) and "kind" not in network:
+        return {**tree, "network": {"kind": kind, **network}}
+    return tree
+
+
+class HeldOut(Options):
+    """Speakers that are not trained on: a share of all (at least two), these ids, or these subsets.
+
+    `subsets` are the corpus' own divisions, such as LibriSpeech's `dev-clean`.
+    """
+
+    speakers: float = Field(0.1, gt=0, lt=1)
+    speaker_ids: list[str] | None = None
+    subsets: list[str] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> HeldOut:
+        if self.speaker_ids is not None and self.subsets is not None:
+            raise ValueError("speaker_ids and subsets both choose the speakers: give one of them")
+        return self
+
+
+class Corpora(Options):
+    """`corpus`, `noise`, `music` and `rirs` name folders (datasets/layouts.py draws the trees). `check` full
+    decodes every file once and knows where it is silent; quick reads headers and ends. `subsets` restricts
+    the corpus to some of its own divisions. `seed` decides who is held out, and everything that is drawn."""
+
+    corpus: list[str] = Field(default_factory=list)
+    noise: list[str] = Field(default_factory=list)
+    music: list[str] = Field(default_factory=list)
+    rirs: list[str] = Field(default_factory=list)
+    check: Literal["full", "quick"] = "full"
+    subsets: list[str] | None = None
+    seed: int = Field(0, ge=0)
+
+
+class Background(Options):
+    """Beside the interferers, a share of the examples has noise or music, or both, behind everything."""
+
+    noise: float = Field(0.0, ge=0, le=1)
+    music: float = Field(0.0, ge=0, le=1)
+    snr_db: Level = Field(default_factory=lambda: [5.0, 20.0])
+
+
+class Reverberation(Options):
+    """A share of the examples sounds in a room: a measured impulse response, or a simulated shoebox.
+
+    `rt60` in seconds and `size` (length and width; the height is 2.4 to 3.5) in metres are ranges. The
+    target keeps its reverberation, or (`target: early`) only the first 50 ms after the direct sound.
+    """
+
+    share: float = Field(0.0, ge=0, le=1)
+    rooms: Literal["simulated", "measured"] = "simulated"
+    rt60: list[Annotated[float, Field(gt=0.05, le=1)]] = Field([0.15, 0.6], min_length=2, max_length=2)
+    size: list[Annotated[float, Field(ge=2, le=50)]] = Field([3.0, 8.0], min_length=2, max_length=2)
+    target: Literal["reverberant", "early"] = "reverberant"
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Reverberation:
+        for name in ("rt60", "size"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: expected [low, high], got {[low, high]}")
+        return self
+
+
+class Training(Options):
+    """The training loop: it ends after `steps` or `minutes`, whichever comes first.
+
+    `schedule`: constant, half a cosine down to zero, or `halved` every `halve_every` steps; `clip_norm`
+    limits the gradient's Euclidean length. `validate_every`, `save_every` and `log_every` count steps;
+    `precision` auto is bf16 where it is fast.
+    """
+
+    steps: int = Field(200_000, ge=1)
+    minutes: float | None = Field(None, gt=0)
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    momentum: float = Field(0.0, ge=0, lt=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "cosine", "halved"] = "constant"
+    halve_every: int | None = Field(None, ge=1)
+    warmup_steps: int = Field(0, ge=0)
+    clip_norm: float | None = Field(None, gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    validate_every: int = Field(1000, ge=1)
+    save_every: int = Field(1000, ge=1)
+    log_every: int = Field(20, ge=1)
+    workers: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Training:
+        if (self.schedule == "halved") != (self.halve_every is not None):
+            raise ValueError(f"schedule {self.schedule}, halve_every {self.halve_every}: they go together")
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"momentum {self.momentum}: belongs to sgd, the optimizer is {self.optimizer}")
+        return self
