@@ -16,6 +16,7 @@ import torch
 
 from config.load import argument_parser, load_config, parse_arguments, run_script
 from model.foreign import load_embedder
+from model.reference import read_reference
 from model.separator import CHUNK_SECONDS, Separator
 from utils.audio import level_db, read_audio, read_mono, resample, write_audio
 from utils.device import choose_device
@@ -31,8 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "-r",
         "--reference_file",
         required=True,
+        action="append",
         metavar="REFERENCE",
-        help="a few seconds of the wanted voice alone",
+        help="a few seconds of the wanted voice alone; of several -r the mean is taken",
     )
     parser.add_argument("-o", "--out_dir", required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--checkpoint_path", metavar="CKPT", help="default: the newest chkpt/*/best.pt")
@@ -45,19 +47,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(parser, arguments)
     out = Path(options.out_dir)
     for result in (out / "estimate.wav", out / "residual.wav"):
-        for given in (options.mixed_file, options.reference_file, options.target):
+        for given in (options.mixed_file, *options.reference_file, options.target):
             if given and result.resolve() == Path(given).resolve():
                 raise UserError(f"{given}: would be overwritten by the result; name another folder with -o")
     path = Path(options.checkpoint_path) if options.checkpoint_path else newest_checkpoint(Path("chkpt"))
     separator = load_separator(path, options).to(choose_device(options.device))
     mixture, rate = read_audio(options.mixed_file)
-    reference = read_mono(options.reference_file, separator.sample_rate)
+    references = [read_reference(name, separator.sample_rate) for name in options.reference_file]
     target = read_mono(options.target, rate) if options.target else None
     if target is not None and len(target) != mixture.shape[1]:
         raise UserError(
             f"{options.target}: {len(target)} samples, the mixture has {mixture.shape[1]} at {rate} Hz"
         )
-    embedding = separator.embed(reference, options.reference_file)
+    embedding = separator.embed_references(references, options.reference_file)
     estimate = separate(separator, mixture, rate, embedding)
     if not np.isfinite(estimate).all():
         raise UserError(f"{path}: gives NaN or infinite samples; its weights are damaged")

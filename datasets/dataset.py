@@ -9,28 +9,28 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from datasets.references import References
 from datasets.store import StoredSplit
 
 Batch = dict[str, Tensor]
 
 
 class StoredExamples(Dataset[Batch]):
-    """Fields of a stored split and the embedding of each reference, read a whole batch at a time."""
+    """Fields of a stored split and what belongs to each reference, read a whole batch at a time."""
 
     def __init__(
-        self, split: StoredSplit, fields: Sequence[str], vectors: np.ndarray, owners: np.ndarray
+        self, split: StoredSplit, fields: Sequence[str], references: References, owners: np.ndarray
     ) -> None:
-        """`vectors` [m, D] of the different references; `owners` [n]: which of them each example has."""
-        self.split, self.fields, self.vectors, self.owners = split, tuple(fields), vectors, owners
+        """`owners` [n]: the number of each example's reference."""
+        self.split, self.fields, self.references, self.owners = split, tuple(fields), references, owners
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, rows: Sequence[int]) -> Batch:
-        """Rows -> float32 tensors [B, ...] by field name, and `embedding` [B, D]."""
+        """Rows -> float32 tensors [B, ...] by field name, and what `references` gives."""
         batch = {name: torch.from_numpy(self.split.read_float(name, rows)) for name in self.fields}
-        batch["embedding"] = torch.from_numpy(self.vectors[self.owners[list(rows)]])
-        return batch
+        return batch | self.references(self.owners[list(rows)].tolist())
 
 
 class ShuffledBatches(Sampler[list[int]]):
@@ -60,7 +60,7 @@ class ShuffledBatches(Sampler[list[int]]):
 
 
 def training_batches(
-    examples: Dataset[Batch], sampler: Sampler[list[int]], workers: int, pin: bool
+    examples: Dataset[Batch], sampler: Sampler[list[int]] | Sampler[int], workers: int, pin: bool
 ) -> Iterator[Batch]:
     """Batches in the sampler's order; `workers` 0 reads them in this process."""
     # a generator of its own: a loader draws a seed when it starts, which a resumed run would draw twice

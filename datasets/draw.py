@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from config.schema import Data
 from datasets.corpus import Utterance
-from datasets.passages import SHORTEST_SECONDS, Passage, Voice
+from datasets.passages import SHORTEST_SECONDS, Voice
 from datasets.recipe import Clip, Recipe, Source
-from datasets.rooms import Room, draw_shoebox
-from datasets.stretches import draw_cut
+from datasets.surroundings import BEHIND, Surroundings, at_level, draw_level
 from utils.errors import UserError
 
 
@@ -38,7 +37,8 @@ class Drawer:
         sounds: Mapping[str, Sequence[Utterance]] | None = None,
         corpus: str = "",
     ) -> None:
-        self.data, self.corpus, self.sounds = data, corpus, dict(sounds or {})
+        self.data, self.corpus = data, corpus
+        self.around = Surroundings(data.background, data.reverberation, data.min_active, sounds or {})
         self.segments = data.protocol == "crop" or split == "train"
         self._key = (data.seed, zlib.crc32(split.encode()))
         self._speeds = sorted(data.speeds) if split == "train" else [1.0]
@@ -62,7 +62,7 @@ class Drawer:
         ]
         self._names = list(self.voices)
         self._check_speakers(split, len(voices), needed)
-        self._check_sounds(split)
+        self.around.require_sounds(split, [what for what in BEHIND if data.needs(what)])
 
     def _check_speakers(self, split: str, indexed: int, needed: str) -> None:
         there, data = len(self._names), self.data
@@ -78,14 +78,6 @@ class Drawer:
                 f"{data.interferers}, babble of {data.babble_voices}: share {data.interference.babble:g}, "
                 f"target_absent: share {data.kinds.target_absent:g})"
             )
-
-    def _check_sounds(self, split: str) -> None:
-        room = self.data.reverberation
-        wanted = [name for name in ("noise", "music") if self.data.needs(name)]
-        wanted += ["rirs"] if room.share and room.rooms == "measured" else []
-        for name in wanted:
-            if not self.sounds.get(name):
-                raise UserError(f"{split}: no recording of data.{name} is there for this split")
 
     def references(self) -> list[Clip]:
         """Every reference that `draw` can name, in a fixed order."""
@@ -110,13 +102,11 @@ class Drawer:
             for _ in range(int(generator.integers(data.interferers[0], data.interferers[1] + 1))):
                 what = _choose(data.interference.model_dump(), generator)
                 source = self._interferer(what, taken, seconds, begin, generator)
-                found.append(
-                    source if data.snr_db is None else self._at_level(source, data.snr_db, generator)
-                )
+                found.append(source if data.snr_db is None else at_level(source, data.snr_db, generator))
         if kind == "noise_only":
             found.append(self._only_noise(seconds, generator))
         else:
-            found += self._background(seconds, generator)
+            found += self.around.draw_background(seconds, generator)
         wanted = target if kind in ("mixture", "target_alone") else None
         return self._finish(Recipe(index, kind, seconds, reference, wanted, tuple(found)), generator)
 
@@ -136,15 +126,13 @@ class Drawer:
     def _finish(self, recipe: Recipe, generator: np.random.Generator) -> Recipe:
         """Puts everything into a room and to its final level."""
         target, interference = recipe.target, recipe.interference
-        room = self.data.reverberation
-        if room.share and generator.random() < room.share:
-            place = self._rooms(generator)
+        if place := self.around.draw_rooms(generator):
             # in the order of the pair's first example, so that both examples have the same two places
             swapped = self.data.paired and recipe.index % 2
             rooms = [place() for _ in recipe.sources]
             rooms = rooms[::-1] if swapped else rooms
             if target:
-                early = room.target == "early"
+                early = self.data.reverberation.target == "early"
                 target = replace(target, room=replace(rooms.pop(0), early=early))
             interference = tuple(replace(s, room=r) for s, r in zip(interference, rooms, strict=True))
         gain_db = 0.0 if self.data.gain_db is None else draw_level(self.data.gain_db, generator)
@@ -152,18 +140,6 @@ class Drawer:
             recipe, target=target, interference=interference, gain_db=gain_db,
             reverse=self.data.reverse, corpus=self.corpus,
         )  # fmt: skip
-
-    def _rooms(self, generator: np.random.Generator) -> Callable[[], Room]:
-        """Every call gives another place in one room, or another measured impulse response."""
-        if self.data.reverberation.rooms == "simulated":
-            return draw_shoebox(self.data.reverberation, generator)
-        responses = self.sounds["rirs"]
-
-        def measured() -> Room:
-            response = responses[int(generator.integers(len(responses)))]
-            return Room(rir=response.id, digest=response.digest)
-
-        return measured
 
     # ---------------------------------------------------------------- speakers
 
@@ -223,47 +199,15 @@ class Drawer:
             clips = tuple(clip for voice in voices for clip in voice.clips)
             return Source("babble", clips, voices[0].at)
         if self.data.protocol == "padded":
-            return self._sound(what, seconds, generator)
+            return self.around.draw_sound(what, seconds, generator)
         at, part = self._padding(generator)
-        return replace(self._sound(what, part, generator), at=at)
-
-    def _sound(self, what: str, seconds: float, generator: np.random.Generator, loop: bool = False) -> Source:
-        """A stretch of noise or music of `seconds`, or a whole recording if that is shorter."""
-        recordings = self.sounds[what]
-        recording = recordings[int(generator.integers(len(recordings)))]
-        wanted = round(seconds * recording.rate)
-        passage = Passage(recording, ((0, recording.frames),))
-        if wanted >= recording.frames:
-            return Source(what, (passage.clip(passage.stretches),), loop=loop and wanted > recording.frames)
-        least = round(min(self.data.min_active, seconds) * recording.rate)
-        stretches = draw_cut(passage.stretches, wanted, recording.active, least, generator)
-        return Source(what, (passage.clip(stretches),))
-
-    def _background(self, seconds: float, generator: np.random.Generator) -> list[Source]:
-        options, found = self.data.background, []
-        for what in ("noise", "music"):
-            share = getattr(options, what)
-            if share and generator.random() < share:
-                source = self._sound(what, seconds, generator, loop=True)
-                found.append(self._at_level(source, options.snr_db, generator))
-        return found
+        return replace(self.around.draw_sound(what, part, generator), at=at)
 
     def _only_noise(self, seconds: float, generator: np.random.Generator) -> Source:
         shares = self.data.interference.model_dump(include={"noise", "music"})
         if not any(shares.values()):
             shares = self.data.background.model_dump(include={"noise", "music"})
-        return self._sound(_choose(shares, generator), seconds, generator, loop=True)
-
-    def _at_level(
-        self, source: Source, snr_db: float | list[float], generator: np.random.Generator
-    ) -> Source:
-        return replace(source, snr_db=draw_level(snr_db, generator))
-
-
-def draw_level(level: float | Sequence[float], generator: np.random.Generator) -> float:
-    """dB, to three decimals: the number itself, or one of the range [low, high]."""
-    low, high = (level, level) if isinstance(level, (int, float)) else level
-    return round(float(generator.uniform(low, high)), 3)
+        return self.around.draw_sound(_choose(shares, generator), seconds, generator, loop=True)
 
 
 def _choose(shares: Mapping[str, float], generator: np.random.Generator) -> str:

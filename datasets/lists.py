@@ -12,10 +12,10 @@ import numpy as np
 
 from config.schema import Data
 from datasets.corpus import Utterance
-from datasets.draw import draw_level
 from datasets.passages import SHORTEST_SECONDS, Passage, reference_clip
 from datasets.recipe import Clip, Recipe, RecipeFile, Source
 from datasets.stretches import total, usable
+from datasets.surroundings import draw_level
 from utils.errors import UserError
 
 TUPLE_HEADER = ("clean_utterance", "embedding_utterance", "interference_utterance")

@@ -14,6 +14,7 @@ from datasets.dataset import Batch
 from datasets.draw import Drawer
 from datasets.mixture import Example, render
 from datasets.recipe import Clip, Recipe
+from datasets.references import References
 from datasets.store import WAVEFORMS, equal_lengths
 from utils.files import fingerprint
 
@@ -21,7 +22,7 @@ from utils.files import fingerprint
 class LiveExamples(Dataset[Batch]):
     """Any number of fresh training examples, drawn and rendered a batch at a time at `rate` Hz.
 
-    `embeddings` [n, D] are those of `references`, which hold every reference that the drawer can name.
+    `references` gives what belongs to the numbers of `clips`, every reference that the drawer can name.
     """
 
     def __init__(
@@ -29,23 +30,22 @@ class LiveExamples(Dataset[Batch]):
         drawer: Drawer,
         utterances: Mapping[str, Utterance],
         rate: int,
-        references: Sequence[Clip],
-        embeddings: np.ndarray,
+        clips: Sequence[Clip],
+        references: References,
     ) -> None:
         self.drawer, self.utterances, self.rate = drawer, utterances, rate
-        self.rows = {clip: row for row, clip in enumerate(references)}
-        self.embeddings = embeddings
+        self.numbers = {clip: number for number, clip in enumerate(clips)}
+        self.references = references
 
     def __getitem__(self, indices: Sequence[int]) -> Batch:
-        """Example numbers -> `mixture_wave` and `target_wave` float32 [B, N] and `embedding` [B, D]."""
+        """Example numbers -> `mixture_wave` and `target_wave` float32 [B, N], and what `references` gives."""
         recipes = [self.drawer.draw(index) for index in indices]
         examples = [render(recipe, self.utterances, self.rate) for recipe in recipes]
-        embeddings = np.stack([self.embeddings[self.rows[recipe.reference]] for recipe in recipes])
-        return {
+        waves = {
             "mixture_wave": torch.from_numpy(np.stack([example.mixture for example in examples])),
             "target_wave": torch.from_numpy(np.stack([example.target for example in examples])),
-            "embedding": torch.from_numpy(embeddings),
         }
+        return waves | self.references([self.numbers[recipe.reference] for recipe in recipes])
 
 
 class FreshBatches(Sampler[list[int]]):

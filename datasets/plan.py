@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from config.options import Corpora, HeldOut
 from config.schema import Data
 from datasets.corpus import (
     Corpus,
@@ -77,7 +78,7 @@ class SplitPlan:
         return f"{self.name}: {'; '.join(parts)}"
 
 
-def index_recordings(data: Data, cache: Path | None = None) -> Recordings:
+def index_recordings(data: Corpora, cache: Path | None = None) -> Recordings:
     """Indexes every folder that `data` names; prints what was found. Raises UserError where nothing is."""
     speech = index_corpus(data.corpus, check=data.check, cache=cache)
     if data.subsets is not None:
@@ -151,13 +152,18 @@ class _Draws:
         return map(self.drawer.draw, range(self.count))
 
 
+def _held_out(data: Corpora) -> dict[str, HeldOut]:
+    """What is not trained on, by the split that it serves; an embedder's test may be None."""
+    parts = {split: getattr(data, split) for split in SCORED}
+    return {split: part for split, part in parts.items() if part is not None}
+
+
 def wanted_speakers(
-    data: Data, speakers: Mapping[str, Sequence[Utterance]]
+    data: Corpora, speakers: Mapping[str, Sequence[Utterance]]
 ) -> dict[str, tuple[float, Sequence[str] | None]]:
-    """Of every scored split, what `split_speakers` takes: a share of all speakers, or their ids."""
+    """Of every split that is held out, what `split_speakers` takes: a share of all speakers, or their ids."""
     wanted: dict[str, tuple[float, Sequence[str] | None]] = {}
-    for name in SCORED:
-        part = getattr(data, name)
+    for name, part in _held_out(data).items():
         ids = part.speaker_ids
         if part.subsets is not None:
             ids = [s for s, found in speakers.items() if any(is_in(u, part.subsets) for u in found)]
@@ -172,7 +178,7 @@ def wanted_speakers(
 
 
 def split_sounds(
-    by_kind: Mapping[str, Sequence[Utterance]], data: Data
+    by_kind: Mapping[str, Sequence[Utterance]], data: Corpora
 ) -> dict[str, dict[str, list[Utterance]]]:
     """Disjoint noises, music and rooms of every split: the corpus' own division, else shares by seed.
 
@@ -191,7 +197,7 @@ def split_sounds(
     return found
 
 
-def _divide(recordings: Sequence[Utterance], kind: str, data: Data) -> dict[str, list[Utterance]]:
+def _divide(recordings: Sequence[Utterance], kind: str, data: Corpora) -> dict[str, list[Utterance]]:
     groups: dict[str, list[Utterance]] = {}
     for u in recordings:
         groups.setdefault(u.subset or u.id, []).append(u)
@@ -201,10 +207,9 @@ def _divide(recordings: Sequence[Utterance], kind: str, data: Data) -> dict[str,
             print(f"NOTE: {len(names)} of data.{kind} are too few to divide: all splits share them")
         return {split: list(recordings) for split in SPLITS}
     np.random.default_rng([data.seed, zlib.crc32(kind.encode())]).shuffle(names)
-    parts: dict[str, list[Utterance]] = {}
-    for number, split in enumerate(SCORED):
-        wanted = max(1, round(getattr(data, split).speakers * len(recordings)))
-        parts[split] = []
+    parts: dict[str, list[Utterance]] = {split: [] for split in SCORED}
+    for number, (split, part) in enumerate(_held_out(data).items()):
+        wanted = max(1, round(part.speakers * len(recordings)))
         # one group at least is left to every split that comes
         while len(parts[split]) < wanted and len(names) > len(SCORED) - number:
             parts[split] += groups[names.pop()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -52,11 +53,15 @@ class DVector(Embedder):
         self.window, self.window_hop, self.shortest = window, window_hop, window
         self.unit_length, self.min_level_db = renormalize, min_level_db
         self.front = MelSpectrogram(sample_rate, n_fft, win_length, hop_length, mels, log_mel)
+        if projection:  # on a CPU torch computes these without oneDNN, and says so at every length
+            warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
         self.lstm = nn.LSTM(mels, hidden, layers, batch_first=True, proj_size=projection)
         self.linear = nn.Linear(projection or hidden, dim)
 
     def vectors(self, features: Tensor) -> Tensor:
         """Windows of mel frames [W, T, M] -> vectors [W, D] of the last frame."""
+        # cuDNN gives an LSTM gradients in training mode only; without dropout the modes are the same
+        self.lstm.train(torch.is_grad_enabled())
         output, _ = self.lstm(features)
         vector: Tensor = self.linear(output[:, -1])
         return torch.relu(vector) if self.relu else vector

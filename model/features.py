@@ -98,7 +98,7 @@ def stored_features(audio: Audio, store: StoreOptions, scored: bool) -> StftFeat
 
 
 def reference_embeddings(
-    folder: Path,
+    folder: Path | None,
     utterances: Mapping[str, Utterance],
     clips: Sequence[Clip],
     embedder: Embedder,
@@ -106,11 +106,12 @@ def reference_embeddings(
 ) -> np.ndarray:
     """The embedding of every reference, float32 [n, D]; a clip that stands there twice is embedded once.
 
-    They are cached in `folder`, the store's, under the embedder's fingerprint, for all its splits. Raises
-    UserError for a reference that is missing, unreadable or silent.
+    They are cached in `folder`, the store's, under the embedder's fingerprint, for all its splits; None: of
+    an embedder that still learns, they are not kept. Raises UserError for a reference that is missing,
+    unreadable or silent.
     """
-    path = folder / f"embeddings-{embedder.fingerprint()}.npz"
-    known = _read_cache(path)
+    path = folder / f"embeddings-{embedder.fingerprint()}.npz" if folder else None
+    known = _read_cache(path) if path else {}
     keys = [_key(clip) for clip in clips]
     lacking = {key: clip for key, clip in zip(keys, clips, strict=True) if key not in known}
     device = next(embedder.parameters()).device
@@ -126,9 +127,10 @@ def reference_embeddings(
                 vectors = embedder.embed([wave.to(device) for wave in waves]).cpu().numpy()
                 known |= zip((key for key, _ in part), vectors.astype(np.float32), strict=True)
                 bar.update(len(part))
-                if (start // batch + 1) % (SAVE_EVERY // batch) == 0:
+                if path and (start // batch + 1) % (SAVE_EVERY // batch) == 0:
                     _write_cache(path, known)
-        _write_cache(path, known)
+        if path:
+            _write_cache(path, known)
     return np.stack([known[key] for key in keys])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,15 @@ from config.schema import Config, FilmBlstmNetwork, Network, VoiceFilterNetwork
 from model.embedder import Embedder
 from model.film_blstm import FilmBlstm
 from model.foreign import embedder_from_content
+from model.reference import require_speech
 from model.spectral import Spectral
 from model.voicefilter import VoiceFilter
-from utils.audio import active_seconds
 from utils.checkpoint import load_checkpoint
 from utils.device import autocast
 from utils.errors import UserError
 from utils.overlap import overlap_add
 
 FORMAT = "voice-separation-1"
-MIN_SPEECH_SECONDS = 0.8
 CHUNK_SECONDS, OVERLAP_SECONDS = 20.0, 2.0
 
 
@@ -70,15 +70,16 @@ class Separator(nn.Module):
     @torch.inference_mode()
     def embed(self, reference: np.ndarray, name: str = "reference") -> Tensor:
         """Reference [N] at `sample_rate` Hz -> embedding [1, D]. Raises UserError for too little speech."""
-        seconds = active_seconds(reference, self.sample_rate)
-        if seconds == 0:
-            raise UserError(
-                f"{name}: is silent; the reference must hold at least {MIN_SPEECH_SECONDS} s of speech"
-            )
-        if seconds < MIN_SPEECH_SECONDS:
-            raise UserError(f"{name}: {seconds:.2f} s of speech, at least {MIN_SPEECH_SECONDS} s is needed")
+        return self.embed_references([reference], [name])
+
+    @torch.inference_mode()
+    def embed_references(self, references: Sequence[np.ndarray], names: Sequence[str]) -> Tensor:
+        """Several references [N] of one voice -> the mean of their embeddings [1, D]."""
+        for reference, name in zip(references, names, strict=True):
+            require_speech(reference, self.sample_rate, name)
         device = next(self.network.parameters()).device
-        return self.embedder.embed([torch.from_numpy(reference).to(device)])
+        waves = [torch.from_numpy(reference).to(device) for reference in references]
+        return self.embedder.embed_speakers(waves, [0] * len(waves))
 
     @torch.inference_mode()
     def separate(self, mixture: np.ndarray, embedding: Tensor) -> np.ndarray:

@@ -286,7 +286,7 @@ def bad_inputs(voices: Path, trained: Path) -> dict[str, tuple[list[str], str]]:
         "no mixture": (case(m="gone.wav"), "gone.wav: no such file"),
         "text": (case(m="text.wav"), "text.wav: not a readable audio file"),
         "nan": (case(m="nan.wav"), "nan.wav: 16000 of 16000 samples are NaN"),
-        "short reference": (case(r="short.wav"), "s of speech, at least 0.8 s is needed"),
+        "short reference": (case(r="short.wav"), "s of speech, at least 0.4 s is needed"),
         "silent reference": (case(r="silent.wav"), "silent.wav: is silent"),
         "no checkpoint": (case(checkpoint="gone.pt"), "gone.pt: no such checkpoint"),
         "cut checkpoint": (case(checkpoint="cut.pt"), "cut.pt: not a checkpoint that can be read safely"),

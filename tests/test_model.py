@@ -268,7 +268,7 @@ def test_long_signals_go_through_in_chunks(monkeypatch: pytest.MonkeyPatch) -> N
     ("reference", "words"),
     [
         (np.zeros(16000, np.float32), "is silent"),
-        (tone_voice(0, 0.3, 0), r"0\.\d\d s of speech, at least 0.8 s is needed"),
+        (tone_voice(0, 0.3, 0), r"0\.\d\d s of speech, at least 0.4 s is needed"),
     ],
 )
 def test_a_poor_reference_is_refused_with_its_length(reference: np.ndarray, words: str) -> None:

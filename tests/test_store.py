@@ -388,7 +388,8 @@ def test_live_examples_are_those_that_would_have_been_stored(
     recipes = stored.split("train").recipes
     assert [drawer.draw(i) for i in range(len(recipes))] == list(recipes)
     references = drawer.references()
-    examples = LiveExamples(drawer, live.utterances, 16000, references, np.eye(len(references), 9, dtype="f"))
+    embedded = EmbeddedReferences(np.eye(len(references), 9, dtype="f"))
+    examples = LiveExamples(drawer, live.utterances, 16000, references, embedded)
     batch = examples[[5, 1_000_000]]
     assert batch["mixture_wave"].shape == (2, 24000) and batch["embedding"].shape == (2, 9)
     kept = render(recipes[5], stored.utterances, 16000)

@@ -169,3 +169,16 @@ def _stretches(active: np.ndarray, rate: int, frames: int) -> tuple[tuple[int, i
     # what is left of the last frame goes with the frame before it
     ends = np.where(stops == len(active), frames, stops * size)
     return tuple((int(start) * size, int(end)) for start, end in zip(starts, ends, strict=True))
+
+
+def clipped_share(samples: np.ndarray) -> float:
+    """Share of the samples [channels, N] that stand at a limit: three or more equal ones after each other,
+    within 1 % of the channel's largest magnitude, which is at least 0.05."""
+    peak = np.abs(samples).max(axis=-1, keepdims=True)
+    high = (np.abs(samples) >= 0.99 * peak) & (peak >= 0.05)
+    same = (samples[:, 1:] == samples[:, :-1]) & high[:, 1:]
+    run = same[:, 1:] & same[:, :-1]  # the third of a run, and all that follow
+    clipped = np.zeros(samples.shape, bool)
+    for shift in range(3):
+        clipped[:, shift : shift + run.shape[1]] |= run
+    return float(clipped.mean())

@@ -6,6 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from utils.plots import save_picture
+
 
 class RunLogger:
     """Writes `folder/metrics.jsonl` and TensorBoard events; a resumed run goes on after `step`."""
@@ -32,6 +36,11 @@ class RunLogger:
         record: dict[str, Any] = {"step": step, "group": group, **values}
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
+
+    def picture(self, step: int, image: np.ndarray, name: str) -> None:
+        """uint8 [height, width, 3]: on the TensorBoard page, and the newest as `folder/name.png`."""
+        self.board.add_image(name, image, step, dataformats="HWC")
+        save_picture(self.folder / f"{name}.png", image)
 
     def close(self) -> None:
         self.board.close()

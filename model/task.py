@@ -1,0 +1,81 @@
+"""What a training is of: the part of it that differs between separators and embedders."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from config.embedder_schema import EmbedderConfig
+from config.schema import Config
+from datasets.dataset import Batch
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of a validation: the `score` that the best checkpoint is chosen by (higher is better), all figures,
+    what to say, and pictures uint8 [height, width, 3] by name."""
+
+    score: float
+    summary: dict[str, float]
+    sentence: str
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """Something that can be trained.
+
+    `objective`: a module from a batch, on its device, to named scalars with `loss` among them; its trained
+    weights are those of `groups`. `examples` names what it learns from, so that a resumed run learns from
+    the same. `speakers`: whom it has heard in training; (path, cause) of files and people `left_out`.
+    """
+
+    config: Config | EmbedderConfig
+    objective: nn.Module
+    groups: list[dict[str, Any]]
+    examples: str
+    speakers: set[str]
+    left_out: Sequence[tuple[str, str]] = ()
+
+    @abstractmethod
+    def batches(self, start: int, pin: bool) -> Iterator[Batch]:
+        """This rank's batches from step `start` on; `pin`: for a transfer to a CUDA device."""
+
+    @abstractmethod
+    def validate(self) -> Outcome:
+        """Scores the whole validation split; leaves everything as it was."""
+
+    @abstractmethod
+    def describe(self, score: float) -> str:
+        """The best score, in words."""
+
+    @abstractmethod
+    def content(self) -> dict[str, Any]:
+        """What a checkpoint holds of it: enough to use it without the YAML."""
+
+    @abstractmethod
+    def load(self, content: dict[str, Any]) -> None:
+        """The weights of a checkpoint of this run. Raises RuntimeError where they do not fit."""
+
+    @abstractmethod
+    def start_from(self, content: dict[str, Any], where: str) -> None:
+        """The weights of another run's checkpoint. Raises UserError where they do not fit."""
+
+    def after_step(self) -> None:  # noqa: B027 - nothing, unless a task says otherwise
+        """Called after every step of the optimiser."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights that are needed to go on training, but not to use what was trained."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:  # noqa: B027
+        """What `state` gave."""
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}

@@ -1,0 +1,146 @@
+"""Embedders compared on the same trials: the tables and pictures that are written of it."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets.corpus import Utterance
+from datasets.recipe import Clip
+from datasets.trials import Trials
+from model.embedder import Embedder
+from model.verification import Verification
+from utils.files import atomic_file, write_csv, write_json, write_text
+from utils.plots import det_figure, save_picture
+from utils.verification import error_rates
+
+MOST_LISTED = 1_000_000
+"""Trials that are still written out one by one."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the embedders are compared on; `protocol` says it in words."""
+
+    clips: list[Clip]
+    speakers: list[str]
+    trials: Trials
+    protocol: str
+    divided: int
+    missing: list[tuple[int, str, str]]
+
+    def names(self, utterances: Mapping[str, Utterance]) -> list[str]:
+        """The clips' utterances, and which samples of them where it is not all."""
+        found = []
+        for clip in self.clips:
+            start, frames = clip.stretches[0]
+            whole = frames == utterances[clip.utterance].frames
+            found.append(clip.utterance + ("" if whole else f"[{start}:{start + frames}]"))
+        return found
+
+
+def write_results(
+    folder: Path,
+    corpora: Sequence[str],
+    embedders: Mapping[str, Embedder],
+    results: Mapping[str, Verification],
+    comparison: Comparison,
+    utterances: Mapping[str, Utterance],
+) -> None:
+    """verification.json and .md, det.png, and the trials and the lines left out as far as there are any."""
+    summary = summarize(corpora, embedders, results, comparison)
+    curves = {name: error_rates(found.scores, found.same) for name, found in results.items()}
+    det = {name: (curve.misses, curve.false_alarms) for name, curve in curves.items()}
+    (folder / "verification.json").unlink(missing_ok=True)  # written last: what stands beside it is its own
+    save_picture(folder / "det.png", det_figure(det, comparison.protocol))
+    written = [folder / "det.png"]
+    for name in ("trials.csv.gz", "missing.csv"):
+        (folder / name).unlink(missing_ok=True)
+    if len(comparison.trials.same) <= MOST_LISTED:
+        write_trials(folder / "trials.csv.gz", results, comparison.trials, comparison.names(utterances))
+        written.append(folder / "trials.csv.gz")
+    if comparison.missing:
+        write_csv(folder / "missing.csv", ("line", "path", "cause"), comparison.missing)
+        written.append(folder / "missing.csv")
+    write_text(folder / "verification.md", markdown(summary) + "\n")
+    write_json(folder / "verification.json", summary)
+    print(markdown(summary), *written, folder / "verification.json", sep="\n")
+
+
+def summarize(
+    corpora: Sequence[str],
+    embedders: Mapping[str, Embedder],
+    results: Mapping[str, Verification],
+    comparison: Comparison,
+) -> dict[str, Any]:
+    """Plain values: what was compared, and the figures of every embedder.
+
+    `heard_speakers`: how many of those compared it was trained on, None where it does not say.
+    """
+    present = set(comparison.speakers)
+    found = {}
+    for name, embedder in embedders.items():
+        heard = len(present & set(embedder.training_speakers)) if embedder.training_speakers else None
+        own = {"fingerprint": embedder.fingerprint(), "heard_speakers": heard}
+        found[name] = {**results[name].summary(), **own}
+    return {
+        "corpus": list(corpora),
+        "protocol": comparison.protocol,
+        "divided_speakers": comparison.divided,
+        "missing_trials": len(comparison.missing),
+        "embedders": found,
+    }
+
+
+def write_trials(
+    path: Path, results: Mapping[str, Verification], trials: Trials, names: Sequence[str]
+) -> None:
+    def rows() -> Iterator[list[Any]]:
+        scores = [found.scores for found in results.values()]
+        for row, (first, second) in enumerate(zip(trials.first, trials.second, strict=True)):
+            values = [f"{values[row]:.6f}" for values in scores]
+            yield [int(trials.same[row]), names[first], names[second], *values]
+
+    with (
+        atomic_file(path) as temporary,
+        temporary.open("wb") as raw,
+        gzip.GzipFile(
+            "", "wb", fileobj=raw, mtime=0
+        ) as packed,  # no name, no time: equal results, equal files
+        io.TextIOWrapper(packed, encoding="utf-8", newline="") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["same", "first", "second", *results])
+        writer.writerows(rows())
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """The results side by side, for people."""
+    one = next(iter(summary["embedders"].values()))
+    lines = [
+        f"{one['utterances']} utterances of {one['speakers']} speakers: {one['targets']} trials of one "
+        f"speaker, {one['impostors']} of two ({summary['protocol']})",
+        "",
+        "| embedder | EER % [95 %] | minDCF(0.01) | threshold | heard in training |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in summary["embedders"].items():
+        low, high = 100 * found["eer_low"], 100 * found["eer_high"]
+        heard = found["heard_speakers"]
+        known = "unknown" if heard is None else f"{heard} of {found['speakers']} speakers"
+        lines.append(
+            f"| {name} | {100 * found['eer']:.2f} [{low:.2f}, {high:.2f}] | {found['min_dcf']:.3f} "
+            f"| {found['threshold']:.3f} | {known} |"
+        )
+    lines += ["", f"The interval is taken over {one['speakers']} speakers."]
+    if summary["divided_speakers"]:
+        lines.append(
+            f"{summary['divided_speakers']} of them have one utterance: crops of one utterance count as "
+            "utterances, an easier task."
+        )
+    return "\n".join(lines)
