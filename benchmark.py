@@ -1,9 +1,11 @@
 """Measures how fast and how large things are on this machine.
 
     python benchmark.py generator -c config/voicefilter.yaml -d LibriSpeech
+    python benchmark.py embedder -d LibriSpeech -e resemblyzer -e chkpt/NAME/best.pt
 
 generator: seconds a mixture for each stage (decoding alone is the floor), mixtures a second of the whole
 command with one process, megabytes an example, and time and memory as the number of mixtures grows.
+embedder: milliseconds an utterance, one by one and batched, in fp32 and bf16.
 """
 
 from __future__ import annotations
@@ -26,24 +28,39 @@ import torch
 import generator
 from config.load import add_config, argument_parser, load_config, parse_arguments, run_script
 from config.schema import Config
+from datasets.corpus import index_corpus
 from datasets.mixture import read_clip, render
 from datasets.plan import index_recordings, plan_draws
 from datasets.store import Store
+from model.embedder import Embedder
 from model.features import stored_features
+from model.foreign import load_embedder
+from utils.audio import read_mono
+from utils.device import autocast, choose_device, has_fast_bf16
 from utils.errors import UserError
 from utils.files import write_json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__ or "", config_help=None)
-    parser.add_argument("what", choices=["generator"])
+    parser.add_argument("what", choices=["generator", "embedder"])
     add_config(parser)
     parser.add_argument("-d", "--corpus", action="append", metavar="DIR", help="corpus folder")
     parser.add_argument("-n", "--mixtures", default="1000,5000,20000", help="sizes of the store to compare")
-    parser.add_argument("-o", "--out", default="results/benchmark-generator.json", help="the figures as JSON")
+    parser.add_argument("-e", "--embedder", action="append", help="embedder to time (may be repeated)")
+    parser.add_argument("-s", "--seconds", default="1.6,3,6,15", help="utterances are cut to these lengths")
+    parser.add_argument("--utterances", type=int, default=500, help="how many are embedded")
+    parser.add_argument("--device", default="auto", help="of the embedder: auto, cpu or cuda[:N]")
+    parser.add_argument("-o", "--out", help="the figures as JSON (default: results/benchmark-WHAT.json)")
     parser.add_argument("--scratch", help="folder for the stores, which are removed (default: the system's)")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parse_arguments(parser, arguments)
+    out = options.out or f"results/benchmark-{options.what}.json"
+    if options.what == "embedder":
+        timed = time_embedders(options)
+        print(embedder_markdown(timed))
+        write_json(out, timed)
+        return 0
     overrides = [*options.overrides]
     if options.corpus:
         overrides.append(f"data.corpus={json.dumps(options.corpus)}")
@@ -53,17 +70,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.measure:
         print(json.dumps(measure_command(config, Path(options.measure))))
         return 0
-    try:
-        sizes = [int(text) for text in options.mixtures.split(",")]
-    except ValueError:
-        raise UserError(f"-n {options.mixtures}: expected numbers such as 1000,20000") from None
+    sizes = [round(number) for number in numbers("-n", options.mixtures)]
     figures: dict[str, Any] = {"machine": machine(), "stages": stages(config), "growth": []}
     for size in sizes:
         with tempfile.TemporaryDirectory(prefix="benchmark-", dir=options.scratch) as scratch:
             figures["growth"].append(measure(options, overrides, size, scratch))
     print(markdown(figures))
-    write_json(options.out, figures)
+    write_json(out, figures)
     return 0
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """`1000,20000` -> both. Raises UserError for anything else."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < number < 1e9 for number in found):
+        raise UserError(f"{option} {text}: expected numbers such as 1000,20000")
+    return found
 
 
 def machine() -> str:
@@ -172,6 +197,66 @@ def markdown(figures: dict[str, Any]) -> str:
         lines.append(
             f"| {row['mixtures']} | {row['seconds']:.1f} | {rate:.0f} | {megabytes:.3f} | {peak:.0f} |"
         )
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- embedder
+
+
+def time_embedders(options: argparse.Namespace) -> dict[str, Any]:
+    """Of every embedder and length: milliseconds an utterance one by one and batched, in fp32 and, where it
+    is fast, batched in bf16; the rows are read before the clock starts."""
+    if not options.corpus or options.utterances < 1:
+        raise UserError("the utterances to embed: name a corpus with -d, and at least 1 with --utterances")
+    corpus = index_corpus(options.corpus)
+    device = choose_device(options.device)
+    rows = []
+    for name in options.embedder or ["resemblyzer"]:
+        embedder = load_embedder(name).to(device)
+        waves = [
+            torch.from_numpy(read_mono(u.path, embedder.sample_rate)).to(device)
+            for u in corpus.utterances[: options.utterances]
+        ]
+        for seconds in numbers("-s", options.seconds):
+            cut = [wave[: round(seconds * embedder.sample_rate)] for wave in waves]
+            rows.append({"embedder": name, "seconds": seconds, **time_one(embedder, cut)})
+    what = torch.cuda.get_device_name(device) if device.type == "cuda" else machine()
+    return {"machine": what, "utterances": len(waves), "rows": rows}
+
+
+@torch.inference_mode()
+def time_one(embedder: Embedder, waves: list[torch.Tensor]) -> dict[str, float]:
+    device = waves[0].device
+
+    def milliseconds(work: Callable[[], object]) -> float:
+        for _ in range(2):  # the first time warms up
+            start = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        return 1e3 * (time.perf_counter() - start) / len(waves)
+
+    found = {
+        "one": milliseconds(lambda: [embedder.embed([wave]) for wave in waves]),
+        "batched": milliseconds(lambda: embedder.embed(waves)),
+    }
+    if has_fast_bf16(device):
+        with autocast(device, "bf16"):
+            found["one_bf16"] = milliseconds(lambda: [embedder.embed([wave]) for wave in waves])
+            found["batched_bf16"] = milliseconds(lambda: embedder.embed(waves))
+    return found
+
+
+def embedder_markdown(figures: dict[str, Any]) -> str:
+    names = {"one": "one by one", "batched": "batched", "one_bf16": "one by one, bf16",
+             "batched_bf16": "batched, bf16"}  # fmt: skip
+    shown = [name for name in names if name in figures["rows"][0]]
+    lines = [f"{figures['machine']}; {figures['utterances']} utterances, ms an utterance (x: against fp32 one "
+             "by one)", "", f"| embedder | cut to | {' | '.join(names[name] for name in shown)} |",
+             "|---|---|" + "---|" * len(shown)]  # fmt: skip
+    for row in figures["rows"]:
+        cells = [f"{row[name]:.2f} ({row['one'] / row[name]:.1f} x)" for name in shown]
+        lines.append(f"| {row['embedder']} | {row['seconds']:g} s | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -20,6 +20,7 @@ from datasets.dataset import ShuffledBatches
 from datasets.live import FreshBatches, LiveExamples, RenderedSplit
 from datasets.mixture import render
 from datasets.plan import drawer_of, require_unchanged
+from datasets.references import EmbeddedReferences
 from datasets.shards import ArrayFile, npy_header
 from datasets.store import Store, StoredSplit, verify_split
 from model.features import StftFeatures, WaveFeatures
