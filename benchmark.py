@@ -251,7 +251,7 @@ def embedder_markdown(figures: dict[str, Any]) -> str:
     names = {"one": "one by one", "batched": "batched", "one_bf16": "one by one, bf16",
              "batched_bf16": "batched, bf16"}  # fmt: skip
     shown = [name for name in names if name in figures["rows"][0]]
-    lines = [f"{figures['machine']}; {figures['utterances']} utterances, ms an utterance (x: against fp32 one "
+    lines = [f"{figures['machine']}; {figures['utterances']} utterances, ms each (x: against fp32 one "
              "by one)", "", f"| embedder | cut to | {' | '.join(names[name] for name in shown)} |",
              "|---|---|" + "---|" * len(shown)]  # fmt: skip
     for row in figures["rows"]:
