@@ -69,7 +69,7 @@ class EmbedderTask(Task):
             distributed.rank(),
             distributed.world_size(),
         )
-        # not for what is drawn: a held-out set that cannot be scored should be known before the training
+        # a set that cannot be scored should be known before the training
         _ = self.held_out
         self.criterion = build_criterion(config.loss, self.embedder.dim, self.crops.classes).to(device)
         self.objective = EmbedderObjective(self.embedder, self.criterion, config.train.precision)

@@ -130,11 +130,13 @@ def markdown(summary: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for name, found in summary["embedders"].items():
+        # without an error the bootstrap knows no spread
         low, high = 100 * found["eer_low"], 100 * found["eer_high"]
+        interval = f"[{low:.2f}, {high:.2f}]" if found["eer"] > 0 else "[no error]"
         heard = found["heard_speakers"]
         known = "unknown" if heard is None else f"{heard} of {found['speakers']} speakers"
         lines.append(
-            f"| {name} | {100 * found['eer']:.2f} [{low:.2f}, {high:.2f}] | {found['min_dcf']:.3f} "
+            f"| {name} | {100 * found['eer']:.2f} {interval} | {found['min_dcf']:.3f} "
             f"| {found['threshold']:.3f} | {known} |"
         )
     lines += ["", f"The interval is taken over {one['speakers']} speakers."]
