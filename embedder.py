@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from config.embedder_schema import ValidationSpeakers
 from config.load import argument_parser, parse_arguments, run_script
-from datasets.corpus import Corpus, Utterance, index_corpus
-from datasets.mixture import read_clip
+from datasets.corpus import Utterance, heard_speakers, index_corpus
 from datasets.plan import is_in
-from datasets.recipe import Clip
-from datasets.stretches import usable
+from datasets.tree import Tree
 from datasets.trials import all_pairs, enrolments, read_trials
 from model.foreign import load_embedder
-from model.reference import read_reference
+from model.reference import MIN_SPEECH_SECONDS, read_reference
 from model.verification import embed_clips, embed_waves, project, unit_length, verify
 from model.verification_report import Comparison, write_results
 from utils.audio import require_file
@@ -34,6 +33,8 @@ from utils.plots import embedding_figure, save_picture
 
 MOST_SHOWN = 10
 """Recordings whose similarities, and unusable files whose causes, are shown on the screen."""
+MOST_COMPARED = 20_000
+"""Recordings whose similarity matrix, 1.6 GB of these, is still written."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,78 +72,120 @@ def _embed_parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Recording:
-    """A file to embed; `utterance` is None where it was named by itself and not found in a corpus."""
+    """A file to embed; `named` by itself, not found in a folder."""
 
     path: str
     speaker: str
-    utterance: Utterance | None = None
-
-    def read(self, rate: int) -> np.ndarray:
-        """Its audio, mono float32 [N] at `rate` Hz. Raises UserError for too little speech, too."""
-        if self.utterance is not None:
-            return read_clip(Clip(self.utterance.id, usable(self.utterance, "none")), self.utterance, rate)
-        return read_reference(self.path, rate)
+    named: bool
 
 
 def embed(options: argparse.Namespace) -> None:
-    if options.picture and Path(options.picture).resolve() == Path(options.out).resolve():
-        raise UserError(f"{options.out}: named for the embeddings and for the picture")
-    for result in (options.out, options.picture):
-        if result and Path(result).is_dir():
-            raise UserError(f"{result}: is a folder, expected the name of a file to write")
     embedder = load_embedder(options.embedder).to(choose_device(options.device))
     recordings = list_recordings(options.audio)
-    waves = (recording.read(embedder.sample_rate) for recording in recordings)
+    refuse_results(options, [recording.path for recording in recordings])
+    used: list[Recording] = []
+    waves = read_recordings(recordings, embedder.sample_rate, used)
     embeddings = embed_waves(embedder, waves, len(recordings), precision=options.precision)
+    speakers = [recording.speaker for recording in used]
+    fields = {
+        "embeddings": embeddings,
+        "paths": np.array([recording.path for recording in used]),
+        "speakers": np.array(speakers),
+        "embedder": np.array(embedder.fingerprint()),
+    }
+    if len(used) > MOST_COMPARED:
+        save_arrays(options.out, fields)
+        print(f"NOTE: the similarities of more than {MOST_COMPARED} recordings are not computed")
+        return
     unit = unit_length(embeddings)
     similarity = np.clip(unit @ unit.T, -1, 1)
-    speakers = [recording.speaker for recording in recordings]
-    with atomic_file(options.out) as temporary, temporary.open("wb") as file:
-        np.savez(
-            file,
-            embeddings=embeddings,
-            similarity=similarity,
-            paths=np.array([recording.path for recording in recordings]),
-            speakers=np.array(speakers),
-            embedder=np.array(embedder.fingerprint()),
-        )
-    print(describe(recordings, similarity))
+    save_arrays(options.out, fields | {"similarity": similarity})
+    print(describe(used, similarity))
     print(options.out)
     if options.picture:
-        title = f"{len(recordings)} recordings of {len(set(speakers))} speakers, {options.embedder}"
+        title = f"{len(used)} recordings of {len(set(speakers))} speakers, {options.embedder}"
         save_picture(options.picture, embedding_figure(project(embeddings), speakers, similarity, title))
         print(options.picture)
 
 
-def list_recordings(audio: Sequence[str]) -> list[Recording]:
-    """The files that are named, each with its folder's name for a speaker, then those below the folders.
+def save_arrays(path: str, fields: Mapping[str, np.ndarray]) -> None:
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **fields)  # type: ignore[arg-type]
 
-    Raises UserError for one that is not there, or named twice.
+
+def refuse_results(options: argparse.Namespace, inputs: Sequence[str]) -> None:
+    """Raises UserError where a result would be a folder, or take the place of what is read."""
+    if options.picture and Path(options.picture).resolve() == Path(options.out).resolve():
+        raise UserError(f"{options.out}: named for the embeddings and for the picture")
+    read = {Path(name).resolve() for name in (*inputs, options.embedder)}
+    for result in filter(None, (options.out, options.picture)):
+        if Path(result).is_dir():
+            raise UserError(f"{result}: is a folder, expected the name of a file to write")
+        if Path(result).resolve() in read:
+            raise UserError(f"{result}: would be overwritten by the result; name another file")
+
+
+def read_recordings(
+    recordings: Sequence[Recording], rate: int, used: list[Recording]
+) -> Iterator[np.ndarray]:
+    """The audio of every recording at `rate` Hz, which is then in `used`.
+
+    Raises UserError for one that is `named` and no reference; others are left out and listed.
     """
-    folders = [name for name in audio if Path(name).is_dir()]
-    files = [name for name in audio if name not in folders]
-    for name in files:
-        require_file(name)
-    recordings = [Recording(name, Path(name).resolve().parent.name) for name in files]
-    if folders:
-        corpus = index_corpus(folders)
-        report(corpus)
-        recordings += [Recording(u.path, u.speaker, u) for u in corpus.utterances]
+    left_out = []
+    for recording in recordings:
+        try:
+            samples = read_reference(recording.path, rate)
+        except UserError as error:
+            if recording.named:
+                raise
+            left_out.append(str(error))
+            continue
+        used.append(recording)
+        yield samples
+    report(left_out)
+    if not used:
+        raise UserError(f"none of {len(recordings)} recordings can be used; the first: {left_out[0]}")
+
+
+def list_recordings(audio: Sequence[str]) -> list[Recording]:
+    """The files that are named and those below folders, in the layout of a corpus or all in one folder.
+
+    Where the layout names no speaker, it is the folder's name. Raises UserError for a file that is not there,
+    or named twice.
+    """
+    recordings, corpora = [], []
+    for name in audio:
+        path = Path(name)
+        if not path.is_dir():
+            require_file(name)
+            recordings.append(Recording(name, path.resolve().parent.name, named=True))
+            continue
+        tree = Tree.of(path)
+        if tree.audio and all("/" not in inside for inside in tree.audio):
+            files = sorted(str(path / inside) for inside in tree.audio)
+            recordings += [Recording(file, path.resolve().name, named=False) for file in files]
+        else:
+            corpora.append(name)
+    if corpora:
+        corpus = index_corpus(corpora, shortest=MIN_SPEECH_SECONDS)
+        print(f"corpus: {corpus.describe()}")
+        report([f"{path}: {cause}" for path, cause in corpus.unusable])
+        recordings += [Recording(u.path, u.speaker, named=False) for u in corpus.utterances]
     seen: dict[Path, str] = {}
     for recording in recordings:
         first = seen.setdefault(Path(recording.path).resolve(), recording.path)
         if first is not recording.path:
-            raise UserError(f"{recording.path}: is named twice (as {first}, too)")
+            raise UserError(f"{recording.path}: is named twice")
     return recordings
 
 
-def report(corpus: Corpus) -> None:
-    """Says what was found, and the first files that cannot be used."""
-    print(f"corpus: {corpus.describe()}")
-    for path, cause in corpus.unusable[:MOST_SHOWN]:
-        print(f"left out: {path}: {cause}")
-    if len(corpus.unusable) > MOST_SHOWN:
-        print(f"left out: {len(corpus.unusable) - MOST_SHOWN} more files")
+def report(left_out: Sequence[str]) -> None:
+    """Lists what cannot be used, the first of it."""
+    for line in left_out[:MOST_SHOWN]:
+        tqdm.write(f"left out: {line}")
+    if len(left_out) > MOST_SHOWN:
+        tqdm.write(f"left out: {len(left_out) - MOST_SHOWN} more files")
 
 
 def describe(recordings: Sequence[Recording], similarity: np.ndarray) -> str:
@@ -198,7 +241,8 @@ def compare(options: argparse.Namespace) -> None:
     device = choose_device(options.device)
     embedders = {name: load_embedder(name).to(device) for name in names}
     corpus = index_corpus(options.corpus)
-    report(corpus)
+    print(f"corpus: {corpus.describe()}")
+    report([f"{path}: {cause}" for path, cause in corpus.unusable])
     utterances = {u.id: u for u in corpus.utterances if not options.subset or is_in(u, options.subset)}
     if not utterances:
         known = ", ".join(sorted({u.subset for u in corpus.utterances} - {""})) or "none"
@@ -247,10 +291,11 @@ def drawn(
 ) -> Comparison:
     """All pairs of some utterances of every speaker who is not among the `heard`."""
     speakers: dict[str, list[Utterance]] = {}
+    known = heard_speakers({u.speaker for u in utterances.values()}, heard)
     for utterance in utterances.values():
-        if utterance.speaker not in heard:
+        if utterance.speaker not in known:
             speakers.setdefault(utterance.speaker, []).append(utterance)
-    left_out = len({u.speaker for u in utterances.values()} & heard)
+    left_out = len(known)
     if heard:
         print(f"left out: {left_out} speakers who were heard in training, {len(speakers)} remain")
     found = enrolments(speakers, options, seed)

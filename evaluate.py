@@ -18,7 +18,7 @@ import torch
 
 from config.load import argument_parser, parse_arguments, run_script
 from config.schema import Data
-from datasets.corpus import Utterance
+from datasets.corpus import Utterance, heard_speakers
 from datasets.lists import listed_recipes, tuple_recipes
 from datasets.live import RenderedSplit
 from datasets.mixture import read_clip
@@ -201,7 +201,7 @@ def evaluate(
         "split": data.name,
         "protocol": data.protocol,
         "speakers": len(set(speakers)),
-        "heard_speakers": None if heard is None else len(set(heard) & set(speakers)),
+        "heard_speakers": None if heard is None else len(heard_speakers(set(speakers), heard)),
         "same_utterance_speakers": len(same),
     }
     # the JSON last: where it stands, the tables beside it are complete and its own

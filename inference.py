@@ -17,8 +17,9 @@ import torch
 from config.load import argument_parser, load_config, parse_arguments, run_script
 from model.foreign import load_embedder
 from model.reference import read_reference
-from model.separator import CHUNK_SECONDS, Separator
+from model.separator import CHUNK_SECONDS, FORMAT, Separator
 from utils.audio import level_db, read_audio, read_mono, resample, write_audio
+from utils.checkpoint import load_checkpoint
 from utils.device import choose_device
 from utils.errors import UserError
 from utils.metrics import si_sdr
@@ -79,12 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def newest_checkpoint(folder: Path) -> Path:
-    found = sorted(folder.glob("*/best.pt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise UserError(
-            f"{folder}: no trained separator below it; train one, or name it with --checkpoint_path"
-        )
-    return found[-1]
+    """The newest best.pt of a separator below a folder, which may hold embedders as well."""
+    for path in sorted(folder.glob("*/best.pt"), key=lambda path: path.stat().st_mtime, reverse=True):
+        if load_checkpoint(path).get("format") == FORMAT:
+            return path
+    raise UserError(f"{folder}: no trained separator below it; train one, or name it with --checkpoint_path")
 
 
 def load_separator(path: Path, options: object) -> Separator:

@@ -181,9 +181,9 @@ class Run:
             print(f"{self.logs / 'unusable.csv'}: {len(self.task.left_out)} files and people left out")
         with distributed.in_turn():  # what the first computes and keeps, the others find
             batches = self.task.batches(self.step, pin=self.device.type == "cuda")
+        self._catch_signals()
         learnt = sum(p.numel() for p in self.parameters)
         print(f"{self.folder}: {learnt / 1e6:.2f} M parameters, {self.device}, from step {self.step}")
-        self._catch_signals()
         self.mark, finished = time.monotonic(), False
         with tqdm(
             desc="train", total=train.steps, initial=self.step, unit="step", disable=not self.first
@@ -257,8 +257,8 @@ class Run:
         self.stop_signal = distributed.any_rank(self.signal, self.device)
 
     def _log_step(self, log: RunLogger, bar: tqdm[Any], values: dict[str, float]) -> None:
-        best = self.task.describe(self.best) if self.best > -math.inf else ""
-        bar.set_postfix_str(f"loss {values['loss']:.4f}, {best}, {self.progress:.0%} done")
+        best = f"{self.task.describe(self.best)}, " if self.best > -math.inf else ""
+        bar.set_postfix_str(f"loss {values['loss']:.4f}, {best}{self.progress:.0%} done")
         log.scalars(self.step, values, "train")
 
     def _catch_signals(self) -> None:

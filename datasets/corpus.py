@@ -84,6 +84,7 @@ def index_corpus(
     check: str = "full",
     cache: Path | None = None,
     processes: int | None = None,
+    shortest: float | None = None,
 ) -> Corpus:
     """Indexes one or several corpora of speech and checks every file.
 
@@ -93,10 +94,11 @@ def index_corpus(
     do, because equal names below two roots are different persons. `check`: `full` decodes every
     file, `quick` its header and end. `cache`: an SQLite file of what was found before (None:
     `scan.DEFAULT_CACHE`). `processes`: how many look at files (None: one a core). Files that are unreadable,
-    cut, silent or shorter than MIN_SECONDS are listed with their cause. Raises UserError when a root is
-    missing or nothing usable is there.
+    cut, silent or shorter than `shortest` seconds (None: MIN_SECONDS) are listed with their cause. Raises
+    UserError when a root is missing or nothing usable is there.
     """
-    return _index(roots, "speech", SPEECH_LAYOUTS, check, cache, processes)
+    least = MIN_SECONDS["speech"] if shortest is None else shortest
+    return _index(roots, "speech", SPEECH_LAYOUTS, check, cache, processes, least)
 
 
 def index_sounds(
@@ -113,7 +115,7 @@ def index_sounds(
     """
     if kind not in MIN_SECONDS or kind == "speech":
         raise UserError(f"kind of sound: expected one of noise, music, rir, got {kind!r}")
-    return _index(roots, kind, sound_layouts(kind), check, cache, processes)
+    return _index(roots, kind, sound_layouts(kind), check, cache, processes, MIN_SECONDS[kind])
 
 
 def _index(
@@ -123,6 +125,7 @@ def _index(
     check: str,
     cache: Path | None,
     processes: int | None,
+    shortest: float,
 ) -> Corpus:
     found: list[Found] = []
     unusable: list[tuple[str, str]] = []
@@ -137,7 +140,7 @@ def _index(
     checks = scan_files([file.path for file in found], check, cache, processes)
     utterances = []
     for file, checked in zip(found, checks, strict=True):
-        cause = checked.cause or _unfit(file, checked, kind)
+        cause = checked.cause or _unfit(file, checked, kind, shortest)
         if cause:
             unusable.append((file.path, cause))
         else:
@@ -204,10 +207,10 @@ def _list_root(root: str, kind: str, layouts: Mapping[str, Layout], prefix: str)
     return listing, name
 
 
-def _unfit(file: Found, checked: FileCheck, kind: str) -> str:
+def _unfit(file: Found, checked: FileCheck, kind: str, shortest: float) -> str:
     """Why a sound file is of no use as this kind; empty if it is."""
     seconds = checked.frames / checked.rate
-    if seconds < MIN_SECONDS[kind]:
+    if seconds < shortest:
         return f"too short: {seconds:.{2 if kind == 'speech' else 3}f} s"
     # a room response may be faint throughout: its level means nothing
     if checked.active == () and (kind != "rir" or checked.peak == 0):
@@ -256,6 +259,17 @@ def _unique(found: list[Utterance]) -> tuple[list[Utterance], list[tuple[str, st
             del kept[utterance.id]
             repeated.append((utterance.path, f"repeated file: equal to {same.path}"))
     return sorted(kept.values(), key=lambda u: u.id), repeated
+
+
+def heard_speakers(names: Iterable[str], trained: Iterable[str]) -> set[str]:
+    """Those of `names` who are among the `trained` speakers.
+
+    Of several corpora a speaker's name may begin with the corpus' folder: `voices/anna` and `anna` count as
+    one person, and so do equal names anywhere, because a person taken for a stranger would be worse.
+    """
+    known = set(trained)
+    ends = {name.partition("/")[2] for name in known}
+    return {name for name in names if name in known or name in ends or name.partition("/")[2] in known}
 
 
 def split_speakers(

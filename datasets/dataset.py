@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -71,6 +72,13 @@ def training_batches(
             sampler=sampler,
             num_workers=workers,
             pin_memory=pin,
+            worker_init_fn=_leave_signals_alone,
             generator=torch.Generator(),
         )
     )
+
+
+def _leave_signals_alone(worker: int) -> None:
+    """Ctrl-C and a scheduler signal the whole group of processes; the trainer decides when workers end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -138,19 +138,31 @@ def all_pairs(speakers: Sequence[str]) -> Trials:
 # ---------------------------------------------------------------- lists
 
 
-def read_trials(path: Path | str, utterances: Mapping[str, Utterance]) -> ListedTrials:
+def read_trials(
+    path: Path | str,
+    utterances: Mapping[str, Utterance],
+    elsewhere: Mapping[str, Utterance] | None = None,
+) -> ListedTrials:
     """The trials of a list of lines `label path path` (VoxCeleb's; 1 or `target`: one speaker, 0 or
     `nontarget`: two) between whole `utterances`.
 
-    A path is that below the corpus, with or without extension, or an utterance's id. Raises UserError for
-    another line, or when no trial of either label is left.
+    A path is that below the corpus, with or without extension, or an utterance's id. `elsewhere`: utterances
+    that are there, but not to be compared. Labels that contradict the corpus are believed, with a warning.
+    Raises UserError for another line, when no trial of either label is left, or when most labels contradict.
     """
     rows = _read_rows(Path(path))
-    finder = _Finder(utterances, {name for _, _, names in rows for name in names})
+    wanted = {name for _, _, names in rows for name in names}
+    finder, other = _Finder(utterances, wanted), _Finder(elsewhere or {}, wanted)
     clips: dict[str, int] = {}
     pairs, same, missing = [], [], []
     for line, label, names in rows:
         found = [finder.find(name) for name in names]
+        found = [
+            "not for validation: its speaker is trained on"
+            if isinstance(f, str) and not isinstance(other.find(name), str)
+            else f
+            for name, f in zip(names, found, strict=True)
+        ]
         cause = next(((name, f) for name, f in zip(names, found, strict=True) if isinstance(f, str)), None)
         ids = [f.id for f in found if not isinstance(f, str)]
         if cause:
@@ -166,9 +178,23 @@ def read_trials(path: Path | str, utterances: Mapping[str, Utterance]) -> Listed
             f"{path}: of {len(rows)} trials {sum(same)} of one speaker and {len(same) - sum(same)} of two "
             f"can be scored, some of either are needed{first}"
         )
+    _compare_labels(path, pairs, same, [utterances[name].speaker for name in clips])
     table = np.array(pairs, np.int32)
     whole = [_clip(utterances[name], usable(utterances[name], "none")) for name in clips]
     return ListedTrials(whole, Trials(table[:, 0], table[:, 1], np.array(same)), missing)
+
+
+def _compare_labels(
+    path: Path | str, pairs: Sequence[Sequence[int]], same: Sequence[bool], speakers: Sequence[str]
+) -> None:
+    """Warns of labels that the corpus' speakers contradict; raises UserError when most are."""
+    wrong = sum((speakers[a] == speakers[b]) != label for (a, b), label in zip(pairs, same, strict=True))
+    if 2 * wrong > len(pairs):
+        raise UserError(
+            f"{path}: {wrong} of {len(pairs)} labels contradict the corpus' speakers; 1 means one speaker"
+        )
+    if wrong:
+        print(f"WARNING: {path}: {wrong} of {len(pairs)} labels contradict the corpus' speakers")
 
 
 def _read_rows(path: Path) -> list[tuple[int, bool, tuple[str, str]]]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from model.embedder import Embedder, mean_by_owner
+from model.embedder import Embedder, mean_by_owner, times_at_once
 from model.spectral import MelSpectrogram
 
-WINDOWS_AT_ONCE = 256
+WINDOWS_AT_ONCE = 64
 
 
 class DVector(Embedder):
@@ -24,7 +25,7 @@ class DVector(Embedder):
     """
 
     front: MelSpectrogram
-    samples_at_once = 4_000_000
+    samples_at_once = 1_000_000
 
     def __init__(
         self,
@@ -62,19 +63,20 @@ class DVector(Embedder):
         """Windows of mel frames [W, T, M] -> vectors [W, D] of the last frame."""
         # cuDNN gives an LSTM gradients in training mode only; without dropout the modes are the same
         self.lstm.train(torch.is_grad_enabled())
-        output, _ = self.lstm(features)
+        # and under autocast its LSTMs compute in float16, whatever was asked for
+        with torch.autocast("cuda", enabled=False) if features.is_cuda else nullcontext():
+            output, _ = self.lstm(features)
         vector: Tensor = self.linear(output[:, -1])
         return torch.relu(vector) if self.relu else vector
 
     def embed_frames(self, features: Tensor, frames: Tensor) -> Tensor:
         owners, starts = self._windows(frames)
         offsets = torch.arange(self.window, device=features.device)
+        most = WINDOWS_AT_ONCE * times_at_once(features.device)
         vectors = torch.cat(
             [
                 self(features[owner[:, None], start[:, None] + offsets]).float()
-                for owner, start in zip(
-                    owners.split(WINDOWS_AT_ONCE), starts.split(WINDOWS_AT_ONCE), strict=True
-                )
+                for owner, start in zip(owners.split(most), starts.split(most), strict=True)
             ]
         )
         mean = mean_by_owner(vectors, owners, len(features))

@@ -16,7 +16,8 @@ class Embedder(nn.Module, ABC):
 
     `options` rebuild it (`kind` says as what), `dim` is D, `shortest` the fewest frames that the network
     takes, `unit_length` whether embeddings have it, `samples_at_once` how much padded audio goes through
-    together, `training_speakers` whom it was trained on, as far as that is known.
+    a CPU together (more of it leaves the caches), `training_speakers` whom it was trained on, and
+    `heard_others` whether there are more of whom nothing is known.
     """
 
     front: nn.Module
@@ -32,6 +33,7 @@ class Embedder(nn.Module, ABC):
         super().__init__()
         self.options = options
         self.training_speakers: tuple[str, ...] = ()
+        self.heard_others = False
 
     @abstractmethod
     def vectors(self, features: Tensor) -> Tensor:
@@ -61,11 +63,12 @@ class Embedder(nn.Module, ABC):
         least = (self.shortest - 1) * self.hop_length
         prepared = [repeat_to(self.prepare(waveform), least) for waveform in waveforms]
         parts, rows = [], []
-        for group in _similar_lengths([len(p) for p in prepared], self.samples_at_once):
+        most = self.samples_at_once * times_at_once(prepared[0].device)
+        for group in _similar_lengths([len(p) for p in prepared], most):
             # the STFT pads with zeros, so zeros behind a shorter utterance leave its own frames as they are
             padded = nn.utils.rnn.pad_sequence([prepared[row] for row in group], batch_first=True)
             frames = torch.tensor([len(prepared[row]) // self.hop_length + 1 for row in group])
-            parts.append(self.embed_frames(self.front(padded), frames.to(padded.device)))
+            parts.append(self.embed_frames(self.features(padded), frames.to(padded.device)))
             rows += group
         order = torch.empty(len(rows), dtype=torch.long)
         order[torch.tensor(rows)] = torch.arange(len(rows))
@@ -82,6 +85,12 @@ class Embedder(nn.Module, ABC):
         mean = mean_by_owner(embeddings, owners, max(speakers) + 1)
         return nn.functional.normalize(mean, dim=-1) if self.unit_length else mean
 
+    def features(self, waveforms: Tensor) -> Tensor:
+        """The front end [B, N] -> [B, T, M], always in float32."""
+        with torch.autocast(waveforms.device.type, enabled=False):
+            features: Tensor = self.front(waveforms)
+        return features
+
     @property
     def margin(self) -> int:
         """Frames at either end of a piece of an utterance that would see beyond it."""
@@ -93,7 +102,7 @@ class Embedder(nn.Module, ABC):
 
     def crops(self, waveforms: Tensor) -> Tensor:
         """Pieces of utterances [B, N] -> the frames [B, T, M] that they have within their utterance."""
-        features = self.front(torch.stack([self.prepare(waveform) for waveform in waveforms]))
+        features = self.features(torch.stack([self.prepare(waveform) for waveform in waveforms]))
         return features[:, self.margin : features.shape[1] - self.margin]
 
     def fingerprint(self) -> str:
@@ -110,7 +119,13 @@ class Embedder(nn.Module, ABC):
             "options": self.options,
             "state": self.state_dict(),
             "training_speakers": list(self.training_speakers),
+            "heard_others": self.heard_others,
         }
+
+
+def times_at_once(device: torch.device) -> int:
+    """How much more than a CPU an accelerator wants to compute together."""
+    return 1 if device.type == "cpu" else 16
 
 
 def repeat_to(waveform: Tensor, samples: int) -> Tensor:

@@ -19,7 +19,7 @@ from model.embedder import Embedder
 from model.foreign import build_embedder, embedder_from_content
 from model.ge2e import GE2E, Classifier
 from model.optimization import parameter_group
-from model.task import Outcome, Task
+from model.task import Outcome, Task, warn_of_heard
 from model.verification import Verification, embed_clips, verify
 from utils import distributed
 from utils.device import autocast
@@ -51,6 +51,7 @@ class EmbedderTask(Task):
     """An embedder that learns from the corpora of its configuration."""
 
     config: EmbedderConfig
+    left_out: list[tuple[str, str]]
 
     def __init__(self, config: EmbedderConfig, device: torch.device) -> None:
         self.config = config
@@ -69,14 +70,14 @@ class EmbedderTask(Task):
             distributed.rank(),
             distributed.world_size(),
         )
-        # a set that cannot be scored should be known before the training
-        _ = self.held_out
         self.criterion = build_criterion(config.loss, self.embedder.dim, self.crops.classes).to(device)
         self.objective = EmbedderObjective(self.embedder, self.criterion, config.train.precision)
         self.groups = _groups(self.embedder, self.criterion, config)
         self.speakers = set(self.crops.names)
         self.examples = self.split.fingerprint
         self.left_out = [*self.split.unusable, *self.crops.unusable, *self.crops.short]
+        # a set that cannot be scored should be known before the training
+        _ = self.held_out
 
     # -------------------------------------------------------- weights
 
@@ -90,13 +91,16 @@ class EmbedderTask(Task):
 
     def load(self, content: dict[str, Any]) -> None:
         self.embedder.load_state_dict(content["embedder"]["state"])
+        self.embedder.heard_others = content["embedder"]["heard_others"]
 
     def start_from(self, content: dict[str, Any], where: str) -> None:
         other = embedder_from_content(content, where)
         if other.options != self.embedder.options:
             raise UserError(f"{where}: its embedder ({other.options}) is not ({self.embedder.options})")
         self.embedder.load_state_dict(other.state_dict())
+        self.embedder.heard_others = other.heard_others
         self.speakers |= set(other.training_speakers)
+        warn_of_heard(sorted(self.split.validation), other.training_speakers, where)
 
     def state(self) -> dict[str, Tensor]:
         return self.criterion.state_dict()
@@ -126,8 +130,10 @@ class EmbedderTask(Task):
                 "pieces of it count as utterances (same session, an easier task)"
             )
         if validation.trials:
-            listed = read_trials(validation.trials, utterances)
+            listed = read_trials(validation.trials, utterances, _by_id(self.split.train))
             print(listed.describe(validation.trials))
+            name = f"{validation.trials}: line"
+            self.left_out += [(f"{name} {row}: {path}", cause) for row, path, cause in listed.missing]
             speakers = [utterances[clip.utterance].speaker for clip in listed.clips]
             sets["trials_"] = TrialSet(listed.clips, speakers, listed.trials, utterances)
         return sets
@@ -188,8 +194,10 @@ def _groups(embedder: Embedder, criterion: GE2E | Classifier, config: EmbedderCo
     groups = [parameter_group(p for p in embedder.parameters() if id(p) not in chosen)]
     if projections:
         groups.append(parameter_group(projections, config.train.projection_rate))
-    share = config.loss.similarity_rate if isinstance(criterion, GE2E) else 1.0
-    return [*groups, parameter_group(criterion.parameters(), share)]
+    if isinstance(criterion, GE2E):
+        similarity = parameter_group(criterion.parameters(), config.loss.similarity_rate)
+        return [*groups, similarity | {"weight_decay": 0.0}]  # it would pull at the scale
+    return [*groups, parameter_group(criterion.parameters())]
 
 
 def _by_id(speakers: Mapping[str, Sequence[Utterance]]) -> dict[str, Utterance]:

@@ -77,7 +77,8 @@ def embedder_from_content(content: dict[str, Any], where: str) -> Embedder:
         known = "; ".join(f"{f.name}: {f.lstm}*, {f.linear}*" for f in FAMILIES)
         raise UserError(f"{where}: no known embedder: expected the keys of one of {known}; found {found}")
     state = {key: value for key, value in state.items() if key not in family.ignored}
-    embedder = DVector(**{**family.options, **_sizes(family, state)})
+    embedder: Embedder = DVector(**{**family.options, **_sizes(family, state)})
+    embedder.heard_others = True
     _check_complete(embedder, family.names, state, f"{where} ({family.name})")
     embedder.load_state_dict({own: state[theirs] for theirs, own in family.names.items()})
     return embedder
@@ -137,6 +138,7 @@ def _own(tree: dict[str, Any], where: str) -> Embedder:
         _check_complete(embedder, {key: key for key in embedder.state_dict()}, state, where)
         embedder.load_state_dict(state)
         embedder.training_speakers = tuple(tree.get("training_speakers", ()))
+        embedder.heard_others = bool(tree.get("heard_others", not embedder.training_speakers))
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f"{where}: its embedder is damaged ({type(error).__name__}: {error})") from error
     return embedder

@@ -7,19 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.audio import active_seconds, read_audio, resample
+from utils.audio import active_seconds, frame_levels, frame_size, is_active, read_audio, resample
 from utils.audio_check import clipped_share
 from utils.errors import UserError
 
 MIN_SPEECH_SECONDS = 0.4
 CLIPPED_SHARE = 0.001
+EDGE_SECONDS = 0.1
 
 
 def read_reference(path: Path | str, rate: int) -> np.ndarray:
     """A reference of any rate and number of channels -> mono at `rate` Hz, float32 [N].
 
-    Clipping is warned of. Raises UserError for a file that cannot be read, holds NaN, is silent, or holds
-    less than MIN_SPEECH_SECONDS of speech.
+    Silence before the first and behind the last sound is left out, except for EDGE_SECONDS: windows of
+    silence would have a share in the mean. Clipping is warned of. Raises UserError for a file that cannot be
+    read, holds NaN, is silent, or holds less than MIN_SPEECH_SECONDS of speech.
     """
     samples, own_rate = read_audio(path)
     share = clipped_share(samples)
@@ -31,7 +33,9 @@ def read_reference(path: Path | str, rate: int) -> np.ndarray:
         )
     mono = resample(samples.mean(axis=0), own_rate, rate)
     require_speech(mono, rate, str(path))
-    return mono
+    sounding = np.flatnonzero(is_active(frame_levels(mono, frame_size(rate)))) * frame_size(rate)
+    edge = round(EDGE_SECONDS * rate)
+    return mono[max(0, sounding[0] - edge) : sounding[-1] + frame_size(rate) + edge]
 
 
 def require_speech(samples: np.ndarray, rate: int, name: str) -> None:

@@ -25,7 +25,7 @@ from model.losses import criteria
 from model.optimization import parameter_group
 from model.scoring import Scores, score_estimates, score_mixtures, summarize
 from model.separator import Separator
-from model.task import Outcome, Task
+from model.task import Outcome, Task, warn_of_heard
 from utils import distributed
 from utils.device import autocast
 from utils.errors import UserError
@@ -110,10 +110,14 @@ class SeparatorTask(Task):
             else self.store.split("train").fingerprint
         )
         self.mixtures: Scores | None = None
+        held_out = self.store.report["splits"]["validation"]["speakers"]
+        warn_of_heard(held_out, embedder.training_speakers, config.embedder)
 
     # -------------------------------------------------------- weights
 
     def content(self) -> dict[str, Any]:
+        if self.objective.embedder_learns:
+            self.separator.embedder.training_speakers = tuple(sorted(self.speakers))
         return self.separator.content()
 
     def load(self, content: dict[str, Any]) -> None:
@@ -128,10 +132,17 @@ class SeparatorTask(Task):
             raise UserError(
                 f"{where}: its network ({other.config.network}) is not ({self.config.network})"
             ) from error
-        if self.objective.embedder_learns:  # the network has learnt to listen to that embedder
-            if other.embedder.options != self.separator.embedder.options:
-                raise UserError(f"{where}: has another embedder than {self.config.embedder}")
-            self.separator.embedder.load_state_dict(other.embedder.state_dict())
+        own, learnt = self.separator.embedder, other.embedder
+        if own.fingerprint() == learnt.fingerprint():
+            return
+        if not self.objective.embedder_learns:
+            print(f"WARNING: {where}: has learnt to listen to another embedder than {self.config.embedder}")
+            return
+        if learnt.options != own.options:
+            raise UserError(f"{where}: has another embedder ({learnt.options}) than {self.config.embedder}")
+        print(f"NOTE: {where}: its embedder is trained on, not {self.config.embedder}")
+        own.load_state_dict(learnt.state_dict())
+        own.heard_others = learnt.heard_others
 
     # -------------------------------------------------------- examples
 

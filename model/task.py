@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from config.embedder_schema import EmbedderConfig
 from config.schema import Config
+from datasets.corpus import heard_speakers
 from datasets.dataset import Batch
 
 
@@ -75,6 +76,15 @@ class Task(ABC):
 
     def load_state(self, state: dict[str, Tensor]) -> None:  # noqa: B027
         """What `state` gave."""
+
+
+def warn_of_heard(held_out: Sequence[str], trained: Sequence[str], where: str) -> None:
+    """Says so if validation speakers were heard in an earlier training, that of `where`."""
+    if heard := heard_speakers(held_out, trained):
+        print(
+            f"WARNING: {len(heard)} of {len(held_out)} validation speakers were heard in the training of "
+            f"{where}: the validation flatters"
+        )
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -25,14 +25,14 @@ TRIALS_AT_ONCE = 100_000
 class Verification:
     """How well cosine similarities tell trials of one speaker (`targets`) from those of two (`impostors`).
 
-    `eer` with its 95 % interval over speakers and `min_dcf` (prior 0.01) are shares; `threshold` is that of
-    the EER. `scores` float32 [t] and `same` bool [t] are the trials'. `speakers` and `utterances` count those
-    that are compared.
+    `eer` with its 95 % interval over speakers (None of too few, and without an error) and `min_dcf` (prior
+    0.01) are shares; `threshold` is that of the EER. `scores` float32 [t] and `same` bool [t] are the
+    trials'. `speakers` and `utterances` count those that are compared.
     """
 
     eer: float
-    eer_low: float
-    eer_high: float
+    eer_low: float | None
+    eer_high: float | None
     threshold: float
     min_dcf: float
     targets: int
@@ -45,11 +45,18 @@ class Verification:
     def summary(self) -> dict[str, float]:
         """The plain numbers."""
         names = [field.name for field in fields(self) if field.name not in ("scores", "same")]
-        return {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def interval(self) -> str:
+        """` [low, high]` in per cent, or nothing."""
+        if self.eer_low is None or self.eer_high is None:
+            return ""
+        return f" [{100 * self.eer_low:.2f}, {100 * self.eer_high:.2f}]"
 
     def sentence(self) -> str:
         return (
-            f"EER {100 * self.eer:.2f} % [{100 * self.eer_low:.2f}, {100 * self.eer_high:.2f}], "
+            f"EER {100 * self.eer:.2f} %{self.interval()}, "
             f"minDCF(0.01) {self.min_dcf:.3f}, threshold {self.threshold:.3f}: {self.targets} trials of one "
             f"speaker, {self.impostors} of two; {self.utterances} utterances of {self.speakers} speakers"
         )
@@ -143,7 +150,8 @@ def verify(embeddings: np.ndarray, trials: Trials, speakers: Sequence[str]) -> V
     compared = np.union1d(trials.first, trials.second)
     curve = error_rates(scores, trials.same)
     eer, threshold = equal_error_rate(curve)
-    low, high = speaker_interval(scores, trials.same, owners[trials.first], owners[trials.second])
+    interval = speaker_interval(scores, trials.same, owners[trials.first], owners[trials.second])
+    low, high = interval or (None, None)
     targets = int(trials.same.sum())
     return Verification(
         eer=eer,

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.corpus import Utterance
+from datasets.corpus import Utterance, heard_speakers
 from datasets.recipe import Clip
 from datasets.trials import Trials
 from model.embedder import Embedder
 from model.verification import Verification
 from utils.files import atomic_file, write_csv, write_json, write_text
 from utils.plots import det_figure, save_picture
-from utils.verification import error_rates
+from utils.verification import FEWEST_SPEAKERS, error_rates
 
 MOST_LISTED = 1_000_000
 """Trials that are still written out one by one."""
@@ -80,14 +80,19 @@ def summarize(
 ) -> dict[str, Any]:
     """Plain values: what was compared, and the figures of every embedder.
 
-    `heard_speakers`: how many of those compared it was trained on, None where it does not say.
+    `heard_speakers`: how many of those compared it was trained on; `heard_others`: perhaps more.
     """
     present = set(comparison.speakers)
     found = {}
     for name, embedder in embedders.items():
-        heard = len(present & set(embedder.training_speakers)) if embedder.training_speakers else None
-        own = {"fingerprint": embedder.fingerprint(), "heard_speakers": heard}
-        found[name] = {**results[name].summary(), **own}
+        heard = len(heard_speakers(present, embedder.training_speakers))
+        found[name] = {
+            **results[name].summary(),
+            "interval": results[name].interval(),
+            "heard_speakers": heard,
+            "heard_others": embedder.heard_others,
+            "fingerprint": embedder.fingerprint(),
+        }
     return {
         "corpus": list(corpora),
         "protocol": comparison.protocol,
@@ -130,16 +135,15 @@ def markdown(summary: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for name, found in summary["embedders"].items():
-        # without an error the bootstrap knows no spread
-        low, high = 100 * found["eer_low"], 100 * found["eer_high"]
-        interval = f"[{low:.2f}, {high:.2f}]" if found["eer"] > 0 else "[no error]"
-        heard = found["heard_speakers"]
-        known = "unknown" if heard is None else f"{heard} of {found['speakers']} speakers"
+        heard, interval = f"{found['heard_speakers']} of {found['speakers']} speakers", found["interval"]
+        if found["heard_others"]:
+            heard = f"at least {heard}" if found["heard_speakers"] else "unknown"
         lines.append(
-            f"| {name} | {100 * found['eer']:.2f} {interval} | {found['min_dcf']:.3f} "
-            f"| {found['threshold']:.3f} | {known} |"
+            f"| {name} | {100 * found['eer']:.2f}{interval} | {found['min_dcf']:.3f} "
+            f"| {found['threshold']:.3f} | {heard} |"
         )
-    lines += ["", f"The interval is taken over {one['speakers']} speakers."]
+    few = f"no interval of fewer than {FEWEST_SPEAKERS} speakers, or without an error"
+    lines += ["", f"Intervals are taken over {one['speakers']} speakers ({few})."]
     if summary["divided_speakers"]:
         lines.append(
             f"{summary['divided_speakers']} of them have one utterance: crops of one utterance count as "

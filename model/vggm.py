@@ -24,7 +24,7 @@ class VggM(Embedder):
 
     front: HammingSpectrogram
     unit_length = True
-    samples_at_once = 400_000
+    samples_at_once = 100_000
 
     def __init__(
         self,

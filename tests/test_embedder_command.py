@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import embedder as command
+from datasets.corpus import heard_speakers
 from model.foreign import load_embedder
 from tests.conftest import tone_voice, write_librispeech
 from utils.audio import read_mono, write_audio
@@ -100,7 +101,8 @@ def test_embedders_are_compared_side_by_side(
     assert "2 of 8 speakers" in out and "crops of one utterance" not in out
     summary = read_json(tmp_path / "r/verification.json")
     first, second = (summary["embedders"][str(name)] for name in (embedder_file, tmp_path / "own.pt"))
-    assert first["heard_speakers"] is None and second["heard_speakers"] == 2
+    assert (first["heard_speakers"], first["heard_others"], second["heard_speakers"]) == (0, True, 2)
+    assert "| unknown |" in out and "| at least 2 of 8 speakers |" in out
     assert {**first, "heard_speakers": 2} == second
     assert 0 <= first["eer_low"] <= first["eer_high"] <= 1 and 0 <= first["min_dcf"] <= 1
     assert_picture(tmp_path / "r/det.png")
@@ -148,3 +150,35 @@ def test_a_list_of_trials(run: Runner, corpus_folder: Path, embedder_file: Path,
     for wrong, words in cases:
         code, _, err = run(command.main, *wrong)
         assert code == 2 and words in err, (wrong, err)
+
+
+def test_a_flat_folder_is_one_speaker_and_its_poor_files_are_listed(
+    run: Runner, embedder_file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "anna"
+    for number, seconds in enumerate((2.0, 0.5, 0.2)):
+        write_audio(folder / f"{number}.wav", tone_voice(0, seconds, number), 16000)
+    (folder / "text.wav").write_text("no audio")
+    code, out, err = run(command.main, "embed", folder, "-o", tmp_path / "e.npz", "-e", embedder_file)
+    assert code == 0, err
+    with np.load(tmp_path / "e.npz", allow_pickle=False) as found:
+        assert found["speakers"].tolist() == ["anna", "anna"]
+    assert "2.wav: 0." in out + err and "text.wav" in out + err
+
+
+def test_a_result_never_takes_the_place_of_what_is_read(
+    run: Runner, embedder_file: Path, tmp_path: Path
+) -> None:
+    write_audio(tmp_path / "a" / "x.wav", tone_voice(0, 2.0, 0), 16000)
+    before = (tmp_path / "a/x.wav").read_bytes()
+    for result in (["-o", tmp_path / "a/x.wav"], ["-o", embedder_file],
+                   ["-o", tmp_path / "e.npz", "--picture", tmp_path / "a/x.wav"]):  # fmt: skip
+        for named in (tmp_path / "a", tmp_path / "a/x.wav"):
+            code, _, err = run(command.main, "embed", named, "-e", embedder_file, *result)
+            assert code == 2 and "would be overwritten" in err
+    assert (tmp_path / "a/x.wav").read_bytes() == before
+
+
+def test_speakers_are_known_again_beside_other_corpora() -> None:
+    assert heard_speakers(["anna", "voices/bert", "carl"], ["voices/anna", "bert"]) == {"anna", "voices/bert"}
+    assert heard_speakers(["voices/anna"], ["others/anna"]) == set()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import evaluate
 import generator
 import trainer
 from config.load import load_any_config
+from datasets.corpus import heard_speakers
 from datasets.mixture import read_clip
 from datasets.store import Store
 from model.embedder_task import EmbedderTask
@@ -284,3 +286,60 @@ def test_joint_training_works_live(
     assert run(generator.main, "-d", corpus_folder, "-o", tmp_path / "s", "-p", 1, *common)[0] == 0
     code, _, err = run(trainer.main, "-m", "j", "-b", tmp_path, *common, f"store.folder={tmp_path / 's'}")
     assert code == 0, err
+
+
+# ---------------------------------------------------------------- who was heard, and signals
+
+
+def test_a_joint_embedder_says_whom_the_separator_heard(
+    run: Runner, store: Path, trained: Path, embedder_file: Path, tmp_path: Path
+) -> None:
+    both = set(Store(str(store)).report["splits"]["train"]["speakers"])
+    for name, own in (("own", trained / "chkpt/e/best.pt"), ("foreign", embedder_file)):
+        assert run(trainer.main, *joint(tmp_path / name, store, own, "train.steps=1"))[0] == 0
+        embedder = load_embedder(str(tmp_path / name / "chkpt/j/last.pt"))
+        assert both <= set(embedder.training_speakers)
+        assert embedder.heard_others == (name == "foreign")
+
+
+def test_starting_weights_that_heard_the_validation_speakers_are_named(
+    run: Runner, corpus_folder: Path, trained: Path, tmp_path: Path
+) -> None:
+    other = arguments(tmp_path, corpus_folder, "data.seed=1", "train.steps=1")
+    code, out, _ = run(trainer.main, *other, "--checkpoint_path", trained / "chkpt/e/best.pt")
+    config = load_any_config(None, [*SMALL, "data.seed=1", f"data.corpus=[{corpus_folder}]"])
+    validation = EmbedderTask(config, torch.device("cpu")).split.validation  # type: ignore[arg-type]
+    flattered = heard_speakers(validation, load_embedder(str(trained / "chkpt/e/best.pt")).training_speakers)
+    assert code == 0 and flattered
+    assert f"{len(flattered)} of 2 validation speakers were heard in the training of" in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_saves_and_resumes(
+    trained: Path, corpus_folder: Path, tmp_path: Path, number: int
+) -> None:
+    endless = [
+        "train.steps=100000",
+        "train.workers=2",
+        "train.save_every=100000",
+        "train.validate_every=100000",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "trainer.py"), *arguments(tmp_path, corpus_folder, *endless)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    log = tmp_path / "logs/e/metrics.jsonl"
+    for _ in range(600):
+        if log.exists() and log.read_text().count("\n") >= 2:
+            break
+        time.sleep(0.1)
+    os.killpg(process.pid, number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, out[-2000:]
+    assert "saved; run the same command again" in out and "Traceback" not in out
+    assert load_checkpoint(tmp_path / "chkpt/e/last.pt")["step"] >= 2

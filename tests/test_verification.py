@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from config.embedder_schema import ValidationSpeakers
-from datasets.corpus import Utterance
+from datasets.corpus import Utterance, index_corpus
 from datasets.trials import all_pairs, enrolments, read_trials
 from model.verification import verify
 from utils.errors import UserError
@@ -92,7 +92,7 @@ def test_the_interval_is_over_speakers() -> None:
     assert "20 speakers" in found.sentence()
     alone = np.zeros(4, int)
     scores, same = np.array([0.1, 0.5, 0.4, 0.9]), np.array([False, True, False, True])
-    assert speaker_interval(scores, same, alone, alone) == (0.0, 0.0)
+    assert speaker_interval(scores, same, alone, alone) is None
     # two voices drawn as a pair: what is drawn is that pair, or one of them, which is no trial of two
     low, high = speaker_interval(scores, same, np.array([0, 0, 0, 1]), np.array([1, 0, 1, 1]))
     assert low == high
@@ -195,3 +195,38 @@ def test_a_list_without_a_verdict_is_refused(tmp_path: Path, text: str, words: s
         read_trials(tmp_path / "t.txt", {u.id: u for u in (utterance(n, i) for n in "ab" for i in range(2))})
     with pytest.raises(UserError, match="no such list"):
         read_trials(tmp_path / "gone.txt", {})
+
+
+def test_labels_that_contradict_the_corpus_are_said_or_refused(
+    corpus_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    utterances = {u.id: u for u in index_corpus([corpus_folder]).utterances}
+    lines = ["1 100-7-0000 100-7-0001", "0 100-7-0000 101-7-0001", "1 101-7-0000 101-7-0001"]
+    wrong = [*lines, "1 100-7-0000 101-7-0000"]
+    (tmp_path / "some.txt").write_text("\n".join(wrong))
+    assert len(read_trials(tmp_path / "some.txt", utterances).trials.same) == 4
+    assert "1 of 4 labels contradict" in capsys.readouterr().out
+    (tmp_path / "all.txt").write_text("\n".join(f"{1 - int(line[0])}{line[1:]}" for line in lines))
+    with pytest.raises(UserError, match="3 of 3 labels contradict"):
+        read_trials(tmp_path / "all.txt", utterances)
+
+
+def test_a_trial_of_a_training_speaker_is_left_out_as_such(corpus_folder: Path, tmp_path: Path) -> None:
+    found = {u.id: u for u in index_corpus([corpus_folder]).utterances}
+    held_out = {name: u for name, u in found.items() if u.speaker in ("100", "101")}
+    (tmp_path / "list.txt").write_text(
+        "1 100-7-0000 100-7-0001\n0 100-7-0000 101-7-0001\n0 100-7-0000 103-7-0001\n0 100-7-0000 nobody.wav"
+    )
+    listed = read_trials(tmp_path / "list.txt", held_out, found)
+    assert [cause.split(":")[0] for *_, cause in listed.missing] == ["not for validation", "missing audio"]
+
+
+def test_no_interval_of_few_speakers_or_without_an_error() -> None:
+    generator = np.random.default_rng(0)
+    for people, noise, known in ((2, 3.0, False), (8, 3.0, True), (8, 0.0, False)):
+        owners = np.repeat(np.arange(people), 4)
+        first, second = np.triu_indices(len(owners), 1)
+        same = owners[first] == owners[second]
+        scores = same + noise * generator.standard_normal(len(same))
+        interval = speaker_interval(scores, same, owners[first], owners[second])
+        assert (interval is not None) == known

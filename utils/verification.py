@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+FEWEST_SPEAKERS = 5
+"""From which on an interval over speakers is drawn."""
 THINNED = 1_000_000
 """Trials of a class that a bootstrap looks at; of more, every n-th in the order of the scores."""
 
@@ -86,17 +88,20 @@ def speaker_interval(
     draws: int = 200,
     share: float = 0.95,
     seed: int = 0,
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """Percentile bootstrap interval of the EER of trials [n] between the speakers `first` and `second` [n].
 
     Speakers are drawn with replacement, because scores of one voice hang together: with a drawn m_a and b
     drawn m_b times, a trial of the two counts m_a * m_b times, and one within a counts m_a times. The scores
-    are sorted once. Draws without trials of either class are left out; where that are all, as with one
-    speaker, the interval has no width. Raises ValueError as `error_rates` does.
+    are sorted once. Draws without trials of either class are left out. None where the draws know nothing
+    of the spread: of fewer than FEWEST_SPEAKERS, and without an error. Raises ValueError as `error_rates`
+    does.
     """
     whole, _ = equal_error_rate(error_rates(scores, same))
     same = np.asarray(same, bool)
     names, numbers = np.unique(np.concatenate([first, second]), return_inverse=True)
+    if len(names) < FEWEST_SPEAKERS or whole == 0:
+        return None
     kept = _thinned(np.asarray(scores), same)
     ordered, is_same = np.asarray(scores)[kept], same[kept]
     one, other = numbers[: len(same)][kept], numbers[len(same) :][kept]
@@ -108,8 +113,6 @@ def speaker_interval(
         if weights[is_same].any() and weights[~is_same].any():
             curve = Curve(np.append(ordered[steps], np.inf), *_cumulated(weights, is_same, steps))
             rates.append(equal_error_rate(curve)[0])
-    if not rates:
-        return whole, whole
     low, high = np.quantile(rates, [(1 - share) / 2, (1 + share) / 2])
     return float(low), float(high)
 
