@@ -14,6 +14,8 @@ from config.options import (
     Options,
     Reverberation,
     Training,
+    check_frames,
+    check_sounds,
     with_default_kind,
 )
 
@@ -45,7 +47,7 @@ class DVectorNetwork(Options):
 
     @model_validator(mode="after")
     def _fits(self) -> DVectorNetwork:
-        _check_frames(self)
+        check_frames(self.hop_length, self.win_length, self.n_fft)
         if self.projection >= self.hidden:
             raise ValueError(f"projection {self.projection}: must be below hidden {self.hidden}")
         if self.window_hop > self.window:
@@ -68,16 +70,8 @@ class VggMNetwork(Options):
 
     @model_validator(mode="after")
     def _fits(self) -> VggMNetwork:
-        _check_frames(self)
+        check_frames(self.hop_length, self.win_length, self.n_fft)
         return self
-
-
-def _check_frames(network: DVectorNetwork | VggMNetwork) -> None:
-    if not network.hop_length < network.win_length <= network.n_fft:
-        raise ValueError(
-            f"hop_length {network.hop_length} < win_length {network.win_length} <= n_fft {network.n_fft} "
-            "must hold"
-        )
 
 
 EmbedderNetwork = Annotated[DVectorNetwork | VggMNetwork, Field(discriminator="kind")]
@@ -116,13 +110,14 @@ class EmbedderData(Corpora):
 
     @model_validator(mode="after")
     def _fits(self) -> EmbedderData:
-        for name in ("noise", "music"):
-            if getattr(self.background, name) and not getattr(self, name):
-                raise ValueError(f"background.{name}: is drawn from, but data.{name} names no folder")
-        room = self.reverberation
-        if room.share and room.rooms == "measured" and not self.rirs:
-            raise ValueError("reverberation.rooms: measured, but data.rirs names no folder")
-        if room.target == "early":
+        drawn = [name for name in ("noise", "music") if getattr(self.background, name)]
+        check_sounds(self, drawn, self.reverberation)
+        if self.validation.corpus and (self.validation.speaker_ids or self.validation.subsets):
+            raise ValueError(
+                "validation: speaker_ids and subsets choose from data.corpus, validation.corpus names "
+                "another: give one of them"
+            )
+        if self.reverberation.target == "early":
             raise ValueError("reverberation.target: an embedder hears what there is; early is for separators")
         if len(set(self.speeds)) < len(self.speeds):
             raise ValueError(f"speeds: {self.speeds} holds a factor twice")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -62,6 +63,12 @@ class Corpora(Options):
     seed: int = Field(0, ge=0)
 
 
+def check_frames(hop_length: int, win_length: int, n_fft: int) -> None:
+    """Raises ValueError unless an STFT of these has overlapping windows that fit into its frames."""
+    if not hop_length < win_length <= n_fft:
+        raise ValueError(f"hop_length {hop_length} < win_length {win_length} <= n_fft {n_fft} must hold")
+
+
 class Background(Options):
     """Beside the interferers, a share of the examples has noise or music, or both, behind everything."""
 
@@ -90,6 +97,15 @@ class Reverberation(Options):
             if low > high:
                 raise ValueError(f"{name}: expected [low, high], got {[low, high]}")
         return self
+
+
+def check_sounds(corpora: Corpora, sounds: Iterable[str], room: Reverberation) -> None:
+    """Raises ValueError where `sounds` (noise, music) or measured rooms are drawn from no folder."""
+    for name in sounds:
+        if not getattr(corpora, name):
+            raise ValueError(f"{name}: is drawn from, but data.{name} names no folder")
+    if room.share and room.rooms == "measured" and not corpora.rirs:
+        raise ValueError("reverberation.rooms: measured, but data.rirs names no folder")
 
 
 class Training(Options):

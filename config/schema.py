@@ -14,6 +14,8 @@ from config.options import (
     Options,
     Reverberation,
     Training,
+    check_frames,
+    check_sounds,
     with_default_kind,
 )
 
@@ -28,10 +30,7 @@ class Audio(Options):
 
     @model_validator(mode="after")
     def _fits(self) -> Audio:
-        if not self.hop_length < self.win_length <= self.n_fft:
-            raise ValueError(
-                f"hop_length {self.hop_length} < win_length {self.win_length} <= n_fft {self.n_fft} must hold"
-            )
+        check_frames(self.hop_length, self.win_length, self.n_fft)
         return self
 
 
@@ -138,21 +137,14 @@ class Data(Corpora):
             )
         if self.reverse and self.reverberation.share and self.reverberation.target == "early":
             raise ValueError("reverberation.target: early is of one voice, with reverse there may be several")
-        self._check_sounds()
+        check_sounds(self, filter(self.needs, ("noise", "music")), self.reverberation)
+        if self.kinds.noise_only and not (self.needs("noise") or self.needs("music")):
+            raise ValueError("kinds.noise_only: needs noise or music in interference or background")
         return self
 
     def _can_be_paired(self) -> bool:
         plain = (self.kinds, self.interference, self.background) == (Kinds(), Interference(), Background())
         return plain and self.interferers == [1, 1] and self.protocol == "crop" and not self.padding
-
-    def _check_sounds(self) -> None:
-        for name in ("noise", "music"):
-            if self.needs(name) and not getattr(self, name):
-                raise ValueError(f"{name}: is drawn from, but data.{name} names no folder")
-        if self.kinds.noise_only and not (self.needs("noise") or self.needs("music")):
-            raise ValueError("kinds.noise_only: needs noise or music in interference or background")
-        if self.reverberation.share and self.reverberation.rooms == "measured" and not self.rirs:
-            raise ValueError("reverberation.rooms: measured, but data.rirs names no folder")
 
     def needs(self, sound: str) -> bool:
         """Whether examples may hold `noise` or `music`."""

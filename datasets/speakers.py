@@ -63,11 +63,6 @@ def index_speakers(data: EmbedderData, cache: Path | None = None) -> SpeakerSpli
     Raises UserError where nothing is found or there are too few speakers.
     """
     part = data.validation
-    if part.corpus and (part.speaker_ids is not None or part.subsets is not None):
-        raise UserError(
-            "data.validation: speaker_ids and subsets choose from data.corpus, but validation.corpus names "
-            "another: give one of them"
-        )
     recordings = index_recordings(data, cache)
     judged = None
     if part.corpus:

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,6 +109,35 @@ def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]
             run_script(lambda: main([str(a) for a in arguments]))
         out, err = capfd.readouterr()
         return int(exit_info.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], int]], int]:
+    """Runs a training that is stopped by SIGTERM after step 3, dies without saving after step 5 (it falls
+    back to what it saved last) and then goes on to its end: its exit code."""
+    import trainer
+
+    take_step, killed = trainer.Run.take_step, False
+
+    def stops(self: trainer.Run, batch: Any) -> dict[str, float]:
+        values = take_step(self, batch)
+        if self.step == 5 and killed:
+            raise MemoryError
+        if self.step == 3 and not killed:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return values
+
+    def call(train: Callable[[], int]) -> int:
+        nonlocal killed
+        monkeypatch.setattr(trainer.Run, "take_step", stops)
+        assert train() == 128 + signal.SIGTERM
+        killed = True
+        with pytest.raises(MemoryError):
+            train()
+        monkeypatch.undo()
+        return train()
 
     return call
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import resource
 import shutil
 import signal
@@ -30,6 +29,7 @@ from utils.checkpoint import load_checkpoint
 from utils.files import sha256_of
 
 Runner = Callable[..., tuple[int, str, str]]
+Interrupt = Callable[[Callable[[], int]], int]
 ROOT = Path(__file__).parents[1]
 WANTED: dict[str, tuple[float, None]] = {"validation": (0.25, None), "test": (0.25, None)}
 
@@ -97,28 +97,9 @@ def weights(base: Path) -> dict[str, torch.Tensor]:
 
 
 def test_stop_and_resume_equals_a_straight_run(
-    trained: Path, store: Path, embedder_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, store: Path, embedder_file: Path, tmp_path: Path, interrupt: Interrupt
 ) -> None:
-    arguments = train_arguments(tmp_path, store, embedder_file)
-    take_step = trainer.Run.take_step
-
-    def stops(self: trainer.Run, batch: Any) -> dict[str, float]:
-        values = take_step(self, batch)
-        if self.step == 5 and killed:
-            raise MemoryError  # nothing is saved: the run falls back to step 4
-        if self.step == 3 and not killed:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return values
-
-    monkeypatch.setattr(trainer.Run, "take_step", stops)
-    killed = False
-    assert trainer.main(arguments) == 128 + signal.SIGTERM
-    assert load_checkpoint(tmp_path / "chkpt/m/last.pt")["step"] == 3
-    killed = True
-    with pytest.raises(MemoryError):
-        trainer.main(arguments)
-    monkeypatch.undo()
-    assert trainer.main(arguments) == 0
+    assert interrupt(lambda: trainer.main(train_arguments(tmp_path, store, embedder_file))) == 0
     straight, resumed = weights(trained.parents[2]), weights(tmp_path)
     assert straight.keys() == resumed.keys()
     assert all(torch.equal(straight[key], resumed[key]) for key in straight)

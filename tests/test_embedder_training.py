@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import soundfile
@@ -31,6 +30,7 @@ from tests.conftest import RATE, TINY, tone_voice, write_librispeech
 from utils.checkpoint import load_checkpoint
 
 Runner = Callable[..., tuple[int, str, str]]
+Interrupt = Callable[[Callable[[], int]], int]
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "task=embedder", "network={kind: dvector, hidden: 12, dim: 8, layers: 2, window: 60, window_hop: 30}",
@@ -80,26 +80,9 @@ def test_a_run_leaves_checkpoints_figures_and_the_det_picture(trained: Path, cor
 
 
 def test_stopped_and_killed_runs_resume_bit_exactly(
-    trained: Path, corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, corpus_folder: Path, tmp_path: Path, interrupt: Interrupt
 ) -> None:
-    take_step = trainer.Run.take_step
-
-    def stops(self: trainer.Run, batch: Any) -> dict[str, float]:
-        values = take_step(self, batch)
-        if self.step == 5 and killed:
-            raise MemoryError  # nothing is saved: the run falls back to step 4
-        if self.step == 3 and not killed:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return values
-
-    monkeypatch.setattr(trainer.Run, "take_step", stops)
-    killed = False
-    assert trainer.main(arguments(tmp_path, corpus_folder)) == 128 + signal.SIGTERM
-    killed = True
-    with pytest.raises(MemoryError):
-        trainer.main(arguments(tmp_path, corpus_folder))
-    monkeypatch.undo()
-    assert trainer.main(arguments(tmp_path, corpus_folder, "train.workers=1", "--allow_changes")) == 0
+    assert interrupt(lambda: trainer.main(arguments(tmp_path, corpus_folder))) == 0
     assert_equal_weights(trained, tmp_path)
 
 

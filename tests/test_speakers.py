@@ -274,7 +274,7 @@ def test_the_separator_s_speakers_are_held_out(tmp_path: Path, capsys: pytest.Ca
     judged = judged | {"corpus": [str(root)]}
     with pytest.raises(UserError, match=r"12 of its 12 speakers are also in data\.corpus \(100, 101, 102"):
         index_speakers(EmbedderData(**folders, **(HELD | {"validation": judged})))
-    with pytest.raises(UserError, match=r"speaker_ids and subsets choose from data\.corpus"):
+    with pytest.raises(ValueError, match=r"speaker_ids and subsets choose from data\.corpus"):
         index_speakers(EmbedderData(**folders, validation=judged | {"subsets": ["dev-*"]}))
     copied = next((root / "dev-clean" / found.test[0]).rglob("*.flac"))
     (other / "900" / "b.flac").write_bytes(copied.read_bytes())
