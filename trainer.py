@@ -118,7 +118,7 @@ class Run:
         if initial:
             print(f"{last}: goes on with this run; --checkpoint_path {initial} is for new ones")
         content = load_checkpoint(last)
-        if "training" not in content or "config" not in content:
+        if "config" not in content or "examples" not in content.get("training", ()):
             raise UserError(
                 f"{last}: no checkpoint that a training can go on from; remove it, or use another -m"
             )

@@ -99,7 +99,6 @@ class EmbedderTask(Task):
             raise UserError(f"{where}: its embedder ({other.options}) is not ({self.embedder.options})")
         self.embedder.load_state_dict(other.state_dict())
         self.embedder.heard_others = other.heard_others
-        self.speakers |= set(other.training_speakers)
         warn_of_heard(sorted(self.split.validation), other.training_speakers, where)
 
     def state(self) -> dict[str, Tensor]:

@@ -65,7 +65,10 @@ class Task(ABC):
 
     @abstractmethod
     def start_from(self, content: dict[str, Any], where: str) -> None:
-        """The weights of another run's checkpoint. Raises UserError where they do not fit."""
+        """The weights of another run's checkpoint, whose `training_speakers` the caller adds to `speakers`.
+
+        Raises UserError where they do not fit.
+        """
 
     def after_step(self) -> None:  # noqa: B027 - nothing, unless a task says otherwise
         """Called after every step of the optimiser."""
