@@ -178,7 +178,7 @@ def _explain(item: dict[str, Any], model: type[BaseModel]) -> str:
     if item["type"] == "missing":
         return f"{key}: is missing"
     value = "" if isinstance(item["input"], dict) else f", got {item['input']!r}"
-    return f"{key or 'configuration'}: {message}{value}"
+    return f"{key}: {message}{value}" if key else message
 
 
 def _kind_of(value: Any) -> Any:

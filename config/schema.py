@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from config.network_schema import Loss, Network, VoiceFilterNetwork
 from config.options import (
     Background,
     Corpora,
@@ -21,12 +22,14 @@ from config.options import (
 
 
 class Audio(Options):
-    """Sampling and the STFT front end (centred, Hann)."""
+    """Sampling and the STFT front end (centred, Hann); the signal's ends are padded with zeros, or reflected
+    (`pad_mode`, as the public re-implementation did)."""
 
     sample_rate: int = Field(16000, ge=8000)
     n_fft: int = Field(1200, ge=16)
     hop_length: int = Field(160, ge=1)
     win_length: int = Field(400, ge=16)
+    pad_mode: Literal["constant", "reflect"] = "constant"
 
     @model_validator(mode="after")
     def _fits(self) -> Audio:
@@ -166,50 +169,6 @@ class Store(Options):
     shard_size: int = Field(500, ge=1)
 
 
-class VoiceFilterNetwork(Options):
-    """The paper's CNN + LSTM + FC mask network (arXiv 1810.04826, table 1)."""
-
-    kind: Literal["voicefilter"] = "voicefilter"
-    channels: int = Field(64, ge=1)
-    lstm_dim: int = Field(400, ge=1)
-    lstm: Literal["bidirectional", "unidirectional", "none"] = "bidirectional"
-    fc1_dim: int = Field(600, ge=1)
-    compression: float = Field(1.0, gt=0, le=1)
-
-
-class FilmBlstmNetwork(Options):
-    """A linear front layer and bidirectional LSTMs, the embedding entering by FiLM."""
-
-    kind: Literal["film_blstm"] = "film_blstm"
-    front_dim: int = Field(256, ge=1)
-    lstm_dim: int = Field(256, ge=1)
-    lstm_layers: int = Field(2, ge=1)
-    stack: int = Field(1, ge=1)
-    compression: float = Field(0.3, gt=0, le=1)
-
-
-Network = Annotated[VoiceFilterNetwork | FilmBlstmNetwork, Field(discriminator="kind")]
-
-
-class Loss(Options):
-    """Weights of the training criteria; the loss is their weighted sum.
-
-    `relative` divides the magnitudes by the mixture's root mean square, so that quiet examples count alike.
-    """
-
-    relative: bool = False
-    magnitude_mse: float = Field(0.0, ge=0)
-    power_law: float = Field(1.0, ge=0)
-    power_law_complex: float = Field(0.0, ge=0)
-    si_sdr: float = Field(0.0, ge=0)
-
-    @model_validator(mode="after")
-    def _some(self) -> Loss:
-        if not (self.magnitude_mse or self.power_law or self.power_law_complex or self.si_sdr):
-            raise ValueError("at least one criterion needs a weight above 0")
-        return self
-
-
 class Train(Training):
     """How the mask network learns.
 
@@ -238,3 +197,23 @@ class Config(Options):
     @classmethod
     def _default_kind(cls, tree: Any) -> Any:
         return with_default_kind(tree, "voicefilter")
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Config:
+        unconditioned, joint = self.network.embedding == "none", self.train.embedder == "joint"
+        waves = self.store.kind == "wave" or self.data.mode == "live"
+        if unconditioned and (joint or self.train.embedding_noise or self.loss.needs_embedder):
+            raise ValueError("network.embedding none: has no embedder to train, to blur or to compare with")
+        if self.network.mask == "complex" and not waves:
+            raise ValueError("network.mask complex: needs the phase, store.kind wave or data.mode live")
+        if self.loss.needs_embedder and not waves:
+            raise ValueError("loss.srl, loss.triplet_srl: need waveforms, store.kind wave or data.mode live")
+        if self.loss.needs_embedder and joint:
+            raise ValueError("loss.srl, loss.triplet_srl: need a frozen embedder, train.embedder is joint")
+        if self.loss.needs_embedder and self.data.reverse:
+            raise ValueError(
+                "loss.srl, loss.triplet_srl: data.reverse asks for all but the reference's voice"
+            )
+        if self.loss.noise_type and self.network.kind != "lite":
+            raise ValueError(f"loss.noise_type: trains the head of network lite, not {self.network.kind}")
+        return self

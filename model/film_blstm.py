@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from model.mask_network import MaskNetwork
 
-class FilmBlstm(nn.Module):
+EMBEDDING_SCALE = 10.0
+"""A unit vector has small entries: scaled, they are about one."""
+
+
+class FilmBlstm(MaskNetwork):
     """Recurrent mask network with feature-wise linear modulation (Perez et al. 2018, arXiv 1709.07871).
 
-    The input is the magnitude relative to its root mean square, to the power `compression`, normalised per
-    bin; `stack` neighbouring frames share one step of the LSTMs. After the first LSTM every feature is
+    The input is the mixture relative to its root mean square, on the network's scale, normalised per bin;
+    `stack` neighbouring frames share one step of the LSTMs. After the first LSTM every feature is
     scaled and shifted by what the embedding says. Level normalisation and layer norms are what make it
-    listen to the reference within minutes (docs/experiments.md).
+    listen to the reference within minutes (docs/experiments.md). `options` are those of MaskNetwork.
     """
 
     def __init__(
@@ -23,35 +30,36 @@ class FilmBlstm(nn.Module):
         lstm_dim: int = 256,
         lstm_layers: int = 2,
         stack: int = 1,
-        compression: float = 0.3,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        self.bins, self.stack, self.compression = bins, stack, compression
-        self.normalize = nn.BatchNorm1d(bins, momentum=0.05)
-        self.front = nn.Linear(bins * stack, front_dim)
+        super().__init__(bins, embedding_dim, **{"input": "power", **options})
+        self.stack = stack
+        width = self.planes * bins
+        self.normalize = nn.BatchNorm1d(width, momentum=0.05)
+        self.front = nn.Linear(width * stack, front_dim)
         self.lstms = nn.ModuleList(
             nn.LSTM(front_dim if i == 0 else 2 * lstm_dim, lstm_dim, batch_first=True, bidirectional=True)
             for i in range(lstm_layers)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(2 * lstm_dim) for _ in range(lstm_layers))
-        self.film = nn.Linear(embedding_dim, 4 * lstm_dim)
-        self.out = nn.Linear(2 * lstm_dim, bins * stack)
-        # a unit vector has small entries: scaled, they are about one
-        self.embedding_scale = 10.0
+        self.film = nn.Linear(embedding_dim, 4 * lstm_dim) if embedding_dim else None
+        self.out = nn.Linear(2 * lstm_dim, width * stack)
 
-    def forward(self, magnitude: Tensor, embedding: Tensor) -> Tensor:
-        """Linear magnitude [B, T, F] and embedding [B, D] -> soft mask [B, T, F] in (0, 1)."""
-        batch, frames, bins = magnitude.shape
-        level = magnitude.square().mean((1, 2), keepdim=True).sqrt().clamp_min(1e-6)
-        x = (magnitude / level).clamp_min(0) ** self.compression
-        x = self.normalize(x.transpose(1, 2)).transpose(1, 2)  # [B, T, F]
+    def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
+        """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)]."""
+        batch, frames, bins = mixture.shape[:3]
+        embedding = self.condition(embedding)
+        axes = list(range(1, mixture.ndim))
+        power = mixture.square().sum(axes, keepdim=True) / (frames * bins)
+        x = self.see(mixture / power.sqrt().clamp_min(1e-6)).transpose(1, 2).flatten(2)  # [B, T, P*F]
+        x = self.normalize(x.transpose(1, 2)).transpose(1, 2)
         x = nn.functional.pad(x, (0, 0, 0, -frames % self.stack))
-        x = x.reshape(batch, -1, self.stack * bins)  # [B, T/stack, stack*F]
+        x = x.reshape(batch, -1, self.stack * x.shape[2])  # [B, T/stack, stack*P*F]
         x = torch.relu(self.front(x))
-        scale, shift = self.film(embedding * self.embedding_scale)[:, None].chunk(2, dim=-1)
         for i, (lstm, norm) in enumerate(zip(self.lstms, self.norms, strict=True)):
             x = norm(lstm(x)[0])  # [B, T/stack, 2H]
-            if i == 0:
+            if i == 0 and self.film is not None and embedding is not None:
+                scale, shift = self.film(embedding * EMBEDDING_SCALE)[:, None].chunk(2, dim=-1)
                 x = x * (1 + scale) + shift
-        x = self.out(x).float()
-        return torch.sigmoid(x).reshape(batch, -1, bins)[:, :frames]  # [B, T, F]
+        x = self.out(x).reshape(batch, -1, self.planes * bins)[:, :frames]  # [B, T, P*F]
+        return self.to_mask(self.split_planes(x))

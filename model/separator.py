@@ -12,12 +12,25 @@ from torch import Tensor, nn
 from typing_extensions import assert_never
 
 from config.load import check_config, differences
-from config.schema import Config, FilmBlstmNetwork, Network, VoiceFilterNetwork
+from config.network_schema import (
+    FilmBlstmNetwork,
+    LiteNetwork,
+    Network,
+    OnnxNetwork,
+    UNetNetwork,
+    VoiceFilterNetwork,
+)
+from config.schema import Config
 from model.embedder import Embedder
 from model.film_blstm import FilmBlstm
 from model.foreign import embedder_from_content
+from model.lite import Lite
+from model.mask_network import MaskNetwork
+from model.masks import Masking
+from model.onnx_network import OnnxMask
 from model.reference import require_speech
 from model.spectral import Spectral
+from model.unet import UNet
 from model.voicefilter import VoiceFilter
 from utils.checkpoint import load_checkpoint
 from utils.device import autocast
@@ -28,69 +41,93 @@ FORMAT = "voice-separation-1"
 CHUNK_SECONDS, OVERLAP_SECONDS = 20.0, 2.0
 
 
-def build_network(options: Network, bins: int, embedding_dim: int) -> nn.Module:
-    """The mask network that `options.kind` names: (magnitude [B, T, F], embedding [B, D]) -> mask."""
-    arguments = options.model_dump(exclude={"kind"})
+def build_network(options: Network, bins: int, embedding_dim: int) -> MaskNetwork:
+    """The mask network that `options.kind` names: (mixture [B, T, F(, 2)], embedding [B, D]) -> mask."""
+    arguments = options.model_dump(exclude={"kind", "embedding"})
+    dim = embedding_dim if options.embedding == "reference" else 0
     match options:
         case VoiceFilterNetwork():
-            return VoiceFilter(bins, embedding_dim, **arguments)
+            return VoiceFilter(bins, dim, **arguments)
         case FilmBlstmNetwork():
-            return FilmBlstm(bins, embedding_dim, **arguments)
+            return FilmBlstm(bins, dim, **arguments)
+        case UNetNetwork():
+            return UNet(bins, dim, **arguments)
+        case LiteNetwork():
+            return Lite(bins, dim, **arguments)
+        case OnnxNetwork():
+            return OnnxMask(bins, dim, **arguments)
     assert_never(options)
 
 
 class Separator(nn.Module):
-    """Spectral front end, embedder and mask network; the mixture's phase is reused."""
+    """Spectral front end, embedder and mask network; the mixture's phase is reused.
 
-    def __init__(self, config: Config, embedder: Embedder) -> None:
+    A network without a reference has no `embedder`. `masking` says what is done with the mask.
+    """
+
+    def __init__(self, config: Config, embedder: Embedder | None) -> None:
         super().__init__()
         self.config = config
         audio = config.audio
-        if embedder.sample_rate != audio.sample_rate:
-            raise UserError(
-                f"the embedder needs {embedder.sample_rate} Hz, audio.sample_rate is {audio.sample_rate} Hz"
-            )
         self.sample_rate = audio.sample_rate
-        self.spectral = Spectral(audio.n_fft, audio.hop_length, audio.win_length)
-        self.network = build_network(config.network, self.spectral.bins, embedder.dim)
-        self.embedder = embedder
+        self.spectral = Spectral(audio.n_fft, audio.hop_length, audio.win_length, audio.pad_mode)
+        conditioned = config.network.embedding == "reference"
+        if conditioned and embedder is None:
+            raise ValueError("network.embedding reference: needs an embedder")
+        self.embedder = embedder if conditioned else None
+        dim = self.embedder.dim if self.embedder else 0
+        self.network = build_network(config.network, self.spectral.bins, dim)
+        self.masking = Masking(db=config.network.input == "db")
         self.precision = config.train.precision
 
-    def forward(self, mixture: Tensor, embedding: Tensor) -> Tensor:
+    @property
+    def device(self) -> torch.device:
+        return self.spectral.window.device
+
+    @property
+    def reference_rate(self) -> int:
+        """Samples a second of the references, in Hz: the embedder's, which need not be the mixture's."""
+        return self.embedder.sample_rate if self.embedder else self.sample_rate
+
+    def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
         """Waveforms [B, N] and embeddings [B, D] -> estimates [B, N]."""
         return self.separate_with_mask(mixture, embedding)[0]
 
-    def separate_with_mask(self, mixture: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """Waveforms [B, N] and embeddings [B, D] -> (estimates [B, N], masks [B, T, F])."""
+    def separate_with_mask(self, mixture: Tensor, embedding: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Waveforms [B, N] and embeddings [B, D] -> (estimates [B, N], masks [B, T, F(, 2)])."""
         spectrum = self.spectral(mixture)
+        seen = torch.view_as_real(spectrum) if self.network.planes == 2 else spectrum.abs()
         with autocast(mixture.device, self.precision):
-            mask = self.network(spectrum.abs(), embedding)
-        return self.spectral.inverse(spectrum * mask.float(), mixture.shape[-1]), mask.float()
+            mask = self.network(seen, embedding)
+        return self.spectral.inverse(self.masking(spectrum, mask.float()), mixture.shape[-1]), mask.float()
 
     @torch.inference_mode()
     def embed(self, reference: np.ndarray, name: str = "reference") -> Tensor:
-        """Reference [N] at `sample_rate` Hz -> embedding [1, D]. Raises UserError for too little speech."""
+        """Reference [N] at `reference_rate` Hz -> embedding [1, D]. Raises UserError for too little
+        speech."""
         return self.embed_references([reference], [name])
 
     @torch.inference_mode()
     def embed_references(self, references: Sequence[np.ndarray], names: Sequence[str]) -> Tensor:
         """Several references [N] of one voice -> the mean of their embeddings [1, D]."""
+        if self.embedder is None:
+            raise ValueError("this network has no reference")
         for reference, name in zip(references, names, strict=True):
-            require_speech(reference, self.sample_rate, name)
-        device = next(self.network.parameters()).device
-        waves = [torch.from_numpy(reference).to(device) for reference in references]
+            require_speech(reference, self.reference_rate, name)
+        waves = [torch.from_numpy(reference).to(self.device) for reference in references]
         return self.embedder.embed_speakers(waves, [0] * len(waves))
 
     @torch.inference_mode()
-    def separate(self, mixture: np.ndarray, embedding: Tensor) -> np.ndarray:
-        """Mixture [C, N] at `sample_rate` Hz and one embedding [1, D] -> estimate [C, N].
+    def separate(self, mixture: np.ndarray, embedding: Tensor | None) -> np.ndarray:
+        """Mixture [C, N] at `sample_rate` Hz and one embedding [1, D] (None: there is none) -> estimate
+        [C, N].
 
         Every channel is separated by itself; long signals go through in overlapping, cross-faded chunks.
         """
-        device = embedding.device
 
         def process(piece: Tensor) -> Tensor:
-            return self(piece.to(device), embedding.expand(len(piece), -1)).cpu()
+            vectors = None if embedding is None else embedding.expand(len(piece), -1)
+            return self(piece.to(self.device), vectors).cpu()
 
         chunk, overlap = (round(s * self.sample_rate) for s in (CHUNK_SECONDS, OVERLAP_SECONDS))
         return overlap_add(process, torch.from_numpy(mixture), chunk, overlap).numpy()
@@ -101,7 +138,7 @@ class Separator(nn.Module):
             "format": FORMAT,
             "config": self.config.model_dump(),
             "network": self.network.state_dict(),
-            "embedder": self.embedder.content(),
+            "embedder": self.embedder.content() if self.embedder else None,
         }
 
     @classmethod
@@ -114,7 +151,8 @@ class Separator(nn.Module):
             )
         try:
             own = check_config(content["config"], where)
-            separator = cls(own, embedder_from_content(content, where))
+            conditioned = own.network.embedding == "reference"
+            separator = cls(own, embedder_from_content(content, where) if conditioned else None)
             separator.network.load_state_dict(content["network"])
         except (KeyError, TypeError, RuntimeError) as error:
             raise UserError(f"{where}: a damaged separator checkpoint ({type(error).__name__})") from error

@@ -6,8 +6,11 @@ import torch
 from torch import Tensor, nn
 
 
-def centred_stft(waveform: Tensor, n_fft: int, hop_length: int, window: Tensor) -> Tensor:
-    """float [B, N] -> complex spectrum [B, N // hop + 1, n_fft / 2 + 1]; the signal is padded with zeros."""
+def centred_stft(
+    waveform: Tensor, n_fft: int, hop_length: int, window: Tensor, pad_mode: str = "constant"
+) -> Tensor:
+    """float [B, N] -> complex spectrum [B, N // hop + 1, n_fft / 2 + 1]; the ends are padded with zeros
+    (constant), or with the signal's own reflection."""
     spectrum = torch.stft(
         waveform.float(),
         n_fft,
@@ -15,23 +18,25 @@ def centred_stft(waveform: Tensor, n_fft: int, hop_length: int, window: Tensor) 
         len(window),
         window,
         center=True,
-        pad_mode="constant",
+        pad_mode=pad_mode,
         return_complex=True,
     )
     return spectrum.transpose(1, 2)  # [B, T, F]
 
 
 class Spectral(nn.Module):
-    """Centred Hann STFT with zero padding, and its inverse.
+    """Centred Hann STFT, its ends padded with zeros or reflected, and its inverse.
 
     The signal is padded with zeros to a multiple of the hop, so that every sample lies between two frame
-    centres and the inverse is well conditioned to the last one.
+    centres and the inverse is well conditioned to the last one. One that is too short to be reflected is
+    padded with zeros.
     """
 
     window: Tensor
 
-    def __init__(self, n_fft: int, hop_length: int, win_length: int) -> None:
+    def __init__(self, n_fft: int, hop_length: int, win_length: int, pad_mode: str = "constant") -> None:
         super().__init__()
+        self.pad_mode = pad_mode
         self.n_fft, self.hop_length, self.win_length = n_fft, hop_length, win_length
         self.register_buffer("window", torch.hann_window(win_length), persistent=False)
 
@@ -43,7 +48,8 @@ class Spectral(nn.Module):
         """float [B, N] -> complex spectrum [B, T, F], T = ceil(N / hop) + 1, F = n_fft / 2 + 1."""
         pad = -waveform.shape[-1] % self.hop_length
         waveform = nn.functional.pad(waveform, (0, pad))
-        return centred_stft(waveform, self.n_fft, self.hop_length, self.window)
+        mode = self.pad_mode if waveform.shape[-1] > self.n_fft // 2 else "constant"
+        return centred_stft(waveform, self.n_fft, self.hop_length, self.window, mode)
 
     def inverse(self, spectrum: Tensor, length: int) -> Tensor:
         """complex [B, T, F] -> float [B, length]."""
@@ -104,3 +110,33 @@ class HammingSpectrogram(nn.Module):
         spectrum = centred_stft(waveform, self.n_fft, self.hop_length, self.window)
         # the magnitude of exactly nothing has no gradient
         return (spectrum.real.square() + spectrum.imag.square() + 1e-12).sqrt()
+
+
+DB_FLOOR, DB_REFERENCE, DB_RANGE = 1e-5, 20.0, 100.0
+"""min_level_db -100 and ref_level_db 20 of the public re-implementation, whose floor is -100 dB."""
+LOG_FLOOR = 1e-5
+
+
+def to_db(magnitude: Tensor) -> Tensor:
+    """The public re-implementation's decibels, which it clips to [0, 1] (loud bins, too)."""
+    level = 20 * torch.log10(magnitude.clamp_min(DB_FLOOR)) - DB_REFERENCE
+    return (level / DB_RANGE).clamp(-1, 0) + 1
+
+
+def from_db(level: Tensor) -> Tensor:
+    """Back to magnitudes, between -80 and 20 dB."""
+    return 10 ** (((level.clamp(0, 1) - 1) * DB_RANGE + DB_REFERENCE) / 20)
+
+
+def compressed(magnitude: Tensor, scale: str, exponent: float) -> Tensor:
+    """Magnitudes on the scale that a network sees: linear, power, log or db."""
+    match scale:
+        case "linear":
+            return magnitude
+        case "power":
+            return magnitude.clamp_min(0) ** exponent
+        case "log":
+            return torch.log(magnitude + LOG_FLOOR)
+        case "db":
+            return to_db(magnitude)
+    raise ValueError(f"scale {scale!r}: expected linear, power, log or db")

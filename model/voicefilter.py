@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from model.mask_network import MaskNetwork
 
-class VoiceFilter(nn.Module):
+# kernel in time, kernel in frequency, dilation in time
+LAYERS = ((1, 7, 1), (7, 1, 1), (5, 5, 1), (5, 5, 2), (5, 5, 4), (5, 5, 8), (5, 5, 16))
+
+
+class VoiceFilter(MaskNetwork):
     """Eight convolutions, an LSTM that also sees the embedding in every frame, and two linear layers.
 
-    `compression` is the exponent applied to the magnitude before the first layer (1: as it is). Parameter
-    names follow the public re-implementation, so that with 601 bins its weights fit one to one.
+    Parameter names follow the public re-implementation (with `partial_convolution`, its branch of that name),
+    so that with 601 bins its weights fit one to one. `options` are those of MaskNetwork.
     """
 
     def __init__(
@@ -23,23 +28,27 @@ class VoiceFilter(nn.Module):
         lstm_dim: int = 400,
         lstm: Literal["bidirectional", "unidirectional", "none"] = "bidirectional",
         fc1_dim: int = 600,
-        compression: float = 1.0,
+        activation: Literal["relu", "mish"] = "relu",
+        partial_convolution: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        self.compression = compression
+        super().__init__(bins, embedding_dim, **options)
+        active = {"relu": nn.ReLU, "mish": nn.Mish}[activation]
         layers: list[nn.Module] = []
-        # (kernel in time, kernel in frequency, dilation in time)
-        for time, frequency, dilation in (
-            (1, 7, 1), (7, 1, 1), (5, 5, 1), (5, 5, 2), (5, 5, 4), (5, 5, 8), (5, 5, 16)
-        ):  # fmt: skip
+        for number, (time, frequency, dilation) in enumerate(LAYERS):
+            inputs = channels if number else self.planes
             margin_t, margin_f = (time - 1) // 2 * dilation, (frequency - 1) // 2
-            layers += [
-                nn.ZeroPad2d((margin_f, margin_f, margin_t, margin_t)),
-                nn.Conv2d(channels if layers else 1, channels, (time, frequency), dilation=(dilation, 1)),
-                nn.BatchNorm2d(channels),
-                nn.ReLU(),
-            ]
-        layers += [nn.Conv2d(channels, 8, 1), nn.BatchNorm2d(8), nn.ReLU()]
+            if partial_convolution:
+                layers.append(
+                    PartialConv2d(
+                        inputs, channels, (time, frequency), (margin_t, margin_f), dilation=(dilation, 1)
+                    )
+                )
+            else:
+                layers.append(nn.ZeroPad2d((margin_f, margin_f, margin_t, margin_t)))
+                layers.append(nn.Conv2d(inputs, channels, (time, frequency), dilation=(dilation, 1)))
+            layers += [nn.BatchNorm2d(channels), active()]
+        layers += [nn.Conv2d(channels, 8, 1), nn.BatchNorm2d(8), active()]
         self.conv = nn.Sequential(*layers)
         width = 8 * bins + embedding_dim
         self.lstm: nn.LSTM | None = None
@@ -47,17 +56,43 @@ class VoiceFilter(nn.Module):
             self.lstm = nn.LSTM(width, lstm_dim, batch_first=True, bidirectional=lstm == "bidirectional")
             width = lstm_dim * (2 if lstm == "bidirectional" else 1)
         self.fc1 = nn.Linear(width, fc1_dim)
-        self.fc2 = nn.Linear(fc1_dim, bins)
+        self.fc2 = nn.Linear(fc1_dim, self.planes * bins)
 
-    def forward(self, magnitude: Tensor, embedding: Tensor) -> Tensor:
-        """Linear magnitude [B, T, F] and embedding [B, D] -> soft mask [B, T, F] in (0, 1)."""
-        frames = magnitude.shape[1]
-        x = magnitude if self.compression == 1.0 else magnitude.clamp_min(0) ** self.compression
+    def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
+        """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)]."""
+        embedding = self.condition(embedding)
         # channels last: several times faster in bf16 on a CPU
-        x = self.conv(x[:, None].contiguous(memory_format=torch.channels_last))  # [B, 8, T, F]
+        x = self.conv(self.see(mixture).contiguous(memory_format=torch.channels_last))  # [B, 8, T, F]
         x = x.transpose(1, 2).flatten(2)  # [B, T, 8*F]
-        x = torch.cat([x, embedding[:, None].to(x.dtype).expand(-1, frames, -1)], dim=2)
+        if embedding is not None:
+            x = torch.cat([x, embedding[:, None].to(x.dtype).expand(-1, x.shape[1], -1)], dim=2)
         if self.lstm is not None:
             x, _ = self.lstm(x)  # [B, T, (2*)H]
         x = torch.relu(self.fc1(torch.relu(x) if self.lstm is not None else x))
-        return torch.sigmoid(self.fc2(x).float())
+        return self.to_mask(self.split_planes(self.fc2(x)))
+
+
+class PartialConv2d(nn.Conv2d):
+    """A convolution whose zero padding does not count (Liu et al. 2018, arXiv 1811.11718, equation 1).
+
+    The sum over a window that reaches beyond the border is scaled by the window's size over the number of
+    values inside; the bias is not.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: tuple[int, int], padding: tuple[int, int], **options: Any
+    ) -> None:
+        super().__init__(inputs, outputs, kernel, padding=padding, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self._conv_forward(x, self.weight, None)
+        rows, columns = (self._scale(out.shape[2 + axis], axis, x) for axis in (0, 1))
+        out = out * (rows[:, None] * columns)
+        return out if self.bias is None else out + self.bias[:, None, None].to(out.dtype)
+
+    def _scale(self, length: int, axis: int, x: Tensor) -> Tensor:
+        """Taps of the kernel over those that lie within the signal, along one axis: [length]."""
+        taps = torch.arange(self.kernel_size[axis], device=x.device) * self.dilation[axis]
+        places = torch.arange(length, device=x.device)[:, None] + taps - int(self.padding[axis])
+        inside = ((places >= 0) & (places < length)).sum(1)
+        return (self.kernel_size[axis] / inside).to(x.dtype)

@@ -1,0 +1,182 @@
+"""Options of the mask networks, and of the criteria that train them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from config.options import Options
+
+
+class MaskNetworkOptions(Options):
+    """What all mask networks share.
+
+    `input`: the mixture's magnitude as the network sees it: linear, to the `power` of `exponent`, its `log`,
+    or `db`, the clipped decibels of the public re-implementation, which exist only to run its checkpoints.
+    `mask` sigmoid multiplies the magnitude; complex (tanh times `mask_bound`, real and imaginary part) the
+    spectrum, whose two parts the network then sees. `embedding` none: a network without a reference.
+    """
+
+    input: Literal["linear", "power", "log", "db"] = "linear"
+    exponent: float = Field(0.3, gt=0, le=1)
+    mask: Literal["sigmoid", "complex"] = "sigmoid"
+    mask_bound: float = Field(10.0, gt=0)
+    embedding: Literal["reference", "none"] = "reference"
+
+    @model_validator(mode="after")
+    def _has_a_phase(self) -> MaskNetworkOptions:
+        if self.mask == "complex" and self.input in ("log", "db"):
+            raise ValueError(f"mask complex: sees real and imaginary parts, which have no {self.input}")
+        return self
+
+
+class VoiceFilterNetwork(MaskNetworkOptions):
+    """The paper's CNN + LSTM + FC mask network (arXiv 1810.04826, table 1).
+
+    `partial_convolution`: at the borders the convolutions average over what is there.
+    """
+
+    kind: Literal["voicefilter"] = "voicefilter"
+    channels: int = Field(64, ge=1)
+    lstm_dim: int = Field(400, ge=1)
+    lstm: Literal["bidirectional", "unidirectional", "none"] = "bidirectional"
+    fc1_dim: int = Field(600, ge=1)
+    activation: Literal["relu", "mish"] = "relu"
+    partial_convolution: bool = False
+
+
+class FilmBlstmNetwork(MaskNetworkOptions):
+    """A linear front layer and bidirectional LSTMs, the embedding entering by FiLM."""
+
+    kind: Literal["film_blstm"] = "film_blstm"
+    input: Literal["linear", "power", "log", "db"] = "power"
+    front_dim: int = Field(256, ge=1)
+    lstm_dim: int = Field(256, ge=1)
+    lstm_layers: int = Field(2, ge=1)
+    stack: int = Field(1, ge=1)
+
+
+class UNetNetwork(MaskNetworkOptions):
+    """A U-Net over time and frequency with FiLM at the bottleneck.
+
+    `channels` of every level, from the outermost to the bottleneck; `bin_step` n: it sees every n-th bin, and
+    the n bins from it on share a mask.
+    """
+
+    kind: Literal["unet"] = "unet"
+    channels: list[Annotated[int, Field(ge=1)]] = Field([32, 64, 128, 256, 512], min_length=2)
+    bin_step: int = Field(1, ge=1)
+
+
+class LiteNetwork(MaskNetworkOptions):
+    """VoiceFilter-Lite (arXiv 2009.04323): causal, a frame at a time.
+
+    `channels` of the convolutions over frequency; `noise_type_dim` of the two hidden layers of the head that
+    hears whether voices overlap. `suppression`: how much of the mask is applied follows that probability p,
+    w_t = smoothing * w_(t-1) + (1 - smoothing) * (slope * p_t + offset), kept within [0, 1].
+    """
+
+    kind: Literal["lite"] = "lite"
+    input: Literal["linear", "power", "log", "db"] = "power"
+    mask: Literal["sigmoid"] = "sigmoid"
+    channels: int = Field(16, ge=1)
+    lstm_dim: int = Field(512, ge=1)
+    lstm_layers: int = Field(3, ge=1)
+    noise_type_dim: int = Field(64, ge=1)
+    suppression: Literal["full", "adaptive"] = "full"
+    smoothing: float = Field(0.9, ge=0, lt=1)
+    slope: float = 1.0
+    offset: float = 0.0
+
+
+class OnnxNetwork(MaskNetworkOptions):
+    """A mask network as an ONNX graph, magnitude `mag` and embedding `dvec` to mask; it can only be run."""
+
+    kind: Literal["onnx"] = "onnx"
+    mask: Literal["sigmoid"] = "sigmoid"
+
+
+Network = Annotated[
+    VoiceFilterNetwork | FilmBlstmNetwork | UNetNetwork | LiteNetwork | OnnxNetwork,
+    Field(discriminator="kind"),
+]
+
+
+class SpeakerLoss(Options):
+    """Speaker representation loss ("The sound of my voice"): `beta` times the distance of the estimate's
+    embedding from the anchor's, from `start_epoch` (epochs that are over) and `start_step` on.
+
+    The `anchor` is the `reference` audio or the `clean` target.
+    """
+
+    beta: float = Field(0.0, ge=0)
+    anchor: Literal["reference", "clean"] = "reference"
+    start_epoch: int = Field(0, ge=0)
+    start_step: int = Field(0, ge=0)
+
+
+class TripletSpeakerLoss(SpeakerLoss):
+    """The same with a margin `alpha`, against the embedding of the residual (mixture minus estimate)."""
+
+    alpha: float = Field(1.0, ge=0)
+
+
+class Loss(Options):
+    """Weights of the training criteria; the loss is their weighted sum.
+
+    `relative` divides the magnitudes by the mixture's root mean square, so that quiet examples count alike.
+    `exponent` is that of power_law, power_law_complex and asymmetric (1: linear magnitudes);
+    `asymmetric_alpha` what too much suppression costs there. `absent` counts only examples whose target is
+    silent. `noise_type` trains the head of the network lite.
+    """
+
+    relative: bool = False
+    exponent: float = Field(0.3, gt=0, le=1)
+    magnitude_mse: float = Field(0.0, ge=0)
+    power_law: float = Field(1.0, ge=0)
+    power_law_complex: float = Field(0.0, ge=0)
+    asymmetric: float = Field(0.0, ge=0)
+    asymmetric_alpha: float = Field(10.0, ge=1)
+    mask_mse: float = Field(0.0, ge=0)
+    si_sdr: float = Field(0.0, ge=0)
+    snr: float = Field(0.0, ge=0)
+    absent: float = Field(0.0, ge=0)
+    noise_type: float = Field(0.0, ge=0)
+    srl: SpeakerLoss = SpeakerLoss()
+    triplet_srl: TripletSpeakerLoss = TripletSpeakerLoss()
+
+    @model_validator(mode="after")
+    def _some(self) -> Loss:
+        if not any(self.weights[name] for name in RECONSTRUCTION):
+            raise ValueError(f"one of {', '.join(RECONSTRUCTION)} needs a weight above 0")
+        return self
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of every criterion, those of the speaker's representation being their beta."""
+        single = (*RECONSTRUCTION, "absent", "noise_type")
+        speaker = {"srl": self.srl.beta, "triplet_srl": self.triplet_srl.beta}
+        return {name: getattr(self, name) for name in single} | speaker
+
+    @property
+    def needs_phase(self) -> bool:
+        """Whether the angle between target and mixture is needed in every bin."""
+        return bool(self.power_law_complex or self.si_sdr or self.snr or self.noise_type)
+
+    @property
+    def needs_embedder(self) -> bool:
+        """Whether the estimate itself is embedded."""
+        return bool(self.srl.beta or self.triplet_srl.beta)
+
+
+RECONSTRUCTION = (
+    "magnitude_mse",
+    "power_law",
+    "power_law_complex",
+    "asymmetric",
+    "mask_mse",
+    "si_sdr",
+    "snr",
+)
+"""Criteria that compare the estimate with the target."""

@@ -1,0 +1,74 @@
+"""What all mask networks share: how they see the mixture, and how their last layer becomes a mask."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from model.spectral import compressed
+
+Scale = Literal["linear", "power", "log", "db"]
+
+
+class MaskNetwork(nn.Module, ABC):
+    """(mixture, embedding) -> mask.
+
+    With a `mask` that is sigmoid, the mixture is its linear magnitude [B, T, F] and the mask [B, T, F] lies
+    in (0, 1). With a complex one (Williamson et al. 2016) both are real and imaginary parts [B, T, F, 2], the
+    mask's within `mask_bound`. `planes` P is 1 or 2. An `embedding_dim` of 0 makes a network without a
+    reference, whose embedding is None.
+    """
+
+    def __init__(
+        self,
+        bins: int,
+        embedding_dim: int,
+        mask: Literal["sigmoid", "complex"] = "sigmoid",
+        mask_bound: float = 10.0,
+        input: Scale = "linear",
+        exponent: float = 0.3,
+    ) -> None:
+        super().__init__()
+        self.bins, self.embedding_dim = bins, embedding_dim
+        self.planes = 2 if mask == "complex" else 1
+        self.mask_bound, self.input, self.exponent = mask_bound, input, exponent
+
+    @abstractmethod
+    def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
+        """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)] in float32."""
+
+    def see(self, mixture: Tensor) -> Tensor:
+        """The mixture on the network's scale [B, P, T, F]. Raises ValueError for another number of bins."""
+        expected = (self.bins, 2) if self.planes == 2 else (self.bins,)
+        if tuple(mixture.shape[2:]) != expected:
+            raise ValueError(f"a mixture of {tuple(mixture.shape)}: expected [B, T, {expected}]")
+        if self.planes == 1:
+            return compressed(mixture, self.input, self.exponent)[:, None]
+        x = mixture.movedim(-1, 1)  # [B, 2, T, F]
+        if self.input == "linear":
+            return x
+        magnitude = (x.square().sum(1, keepdim=True) + 1e-12).sqrt()
+        return x * (compressed(magnitude, self.input, self.exponent) / magnitude)
+
+    def condition(self, embedding: Tensor | None) -> Tensor | None:
+        """The embedding, or None where the network has none. Raises ValueError when it is missing."""
+        if not self.embedding_dim:
+            return None
+        if embedding is None or embedding.shape[-1] != self.embedding_dim:
+            found = "none" if embedding is None else tuple(embedding.shape)
+            raise ValueError(f"embedding {found}: expected [B, {self.embedding_dim}]")
+        return embedding
+
+    def to_mask(self, output: Tensor) -> Tensor:
+        """The last layer's output [B, P, T, F] -> mask [B, T, F] or [B, T, F, 2]."""
+        output = output.float()
+        if self.planes == 1:
+            return torch.sigmoid(output[:, 0])
+        return self.mask_bound * torch.tanh(output).movedim(1, -1)
+
+    def split_planes(self, output: Tensor) -> Tensor:
+        """[B, T, P*F] -> [B, P, T, F]"""
+        return output.unflatten(-1, (self.planes, -1)).transpose(1, 2)
