@@ -188,7 +188,9 @@ def evaluate(
         if summary.get("identity") == fingerprint(identity):
             return summary
     references = [recipe.reference for recipe in data.recipes]
-    embeddings = reference_embeddings(data.cache, data.utterances, references, separator.embedder)
+    embeddings = None
+    if separator.embedder is not None:
+        embeddings = reference_embeddings(data.cache, data.utterances, references, separator.embedder)
     before, after = score_mixtures(data.split), score_estimates(separator, data.split, embeddings)
     speakers = [data.speaker(clip) for clip in references]
     same = {data.speaker(recipe.reference) for recipe in data.recipes if recipe.same_utterance}
@@ -292,15 +294,17 @@ def save_audio(separator: Separator, data: TestSet, folder: Path, which: str, ro
     """Writes mixture, target, reference and estimate of example `row` as WAV files below `folder`."""
     rate, clip = separator.sample_rate, data.recipes[row].reference
     mixture, target = (data.split.read_float(field, [row])[0] for field in WAVEFORMS)
-    reference = read_clip(clip, data.utterances[clip.utterance], rate)
+    reference = read_clip(clip, data.utterances[clip.utterance], separator.reference_rate)
+    embedding = None if separator.embedder is None else separator.embed(reference)
     example: dict[str, np.ndarray] = {
         "mixture": mixture,
         "target": target,
         "reference": reference,
-        "estimate": separator.separate(mixture[None], separator.embed(reference))[0],
+        "estimate": separator.separate(mixture[None], embedding)[0],
     }
     for name, samples in example.items():
-        write_audio(folder / "audio" / which / f"{name}.wav", samples, rate)
+        own_rate = separator.reference_rate if name == "reference" else rate
+        write_audio(folder / "audio" / which / f"{name}.wav", samples, own_rate)
     return folder / "audio" / which
 
 

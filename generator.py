@@ -56,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = load_config(options.config, [*options.overrides, *as_overrides(options)])
     if not config.data.corpus:
         raise UserError("no corpus: name a folder of speech with -d or data.corpus")
-    embedder = None if options.no_embeddings else load_embedder(options.embedder or config.embedder)
+    wanted = config.network.embedding == "reference" and not options.no_embeddings
+    embedder = load_embedder(options.embedder or config.embedder) if wanted else None
     folder = Path(options.out or config.store.folder)
     lists = named_lists(options)
     if "train" in lists and config.data.mode == "live":

@@ -162,10 +162,16 @@ class Run:
 
     @property
     def progress(self) -> float:
-        """Share of the training that is done, by steps or by minutes, whichever is further; 1 at the end."""
+        """Share of the training that is done, by steps, epochs or minutes, whichever is furthest; 1 at the
+        end."""
+        by_time = self.seconds / (60 * self.config.train.minutes) if self.config.train.minutes else 0.0
+        return min(1.0, max(self.step / self.last_step, by_time))
+
+    @property
+    def last_step(self) -> int:
+        """Steps until the end, unless the minutes are over before."""
         train = self.config.train
-        by_time = self.seconds / (60 * train.minutes) if train.minutes else 0.0
-        return min(1.0, max(self.step / train.steps, by_time))
+        return min(train.steps, (train.epochs or train.steps) * self.task.steps_per_epoch)
 
     # -------------------------------------------------------- the loop
 
@@ -186,7 +192,7 @@ class Run:
         print(f"{self.folder}: {learnt / 1e6:.2f} M parameters, {self.device}, from step {self.step}")
         self.mark, finished = time.monotonic(), False
         with tqdm(
-            desc="train", total=train.steps, initial=self.step, unit="step", disable=not self.first
+            desc="train", total=self.last_step, initial=self.step, unit="step", disable=not self.first
         ) as bar:
             while not (finished or self.stop_signal):
                 values = self.take_step(next(batches))
@@ -215,7 +221,9 @@ class Run:
         key = np.random.SeedSequence([self.config.train.seed, self.step, distributed.rank()])
         torch.manual_seed(int(key.generate_state(1)[0]))
         self.objective.train()
-        rate = learning_rate(self.config.train, self.step, self.progress)
+        self.task.before_step(self.step)
+        epoch = self.step // self.task.steps_per_epoch
+        rate = learning_rate(self.config.train, self.step, self.progress, epoch)
         set_learning_rate(self.optimizer, rate)
         values = self.objective(to_device(batch, self.device))
         self.optimizer.zero_grad(set_to_none=True)

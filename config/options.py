@@ -109,21 +109,24 @@ def check_sounds(corpora: Corpora, sounds: Iterable[str], room: Reverberation) -
 
 
 class Training(Options):
-    """The training loop: it ends after `steps` or `minutes`, whichever comes first.
+    """The training loop: it ends after `steps`, `epochs` or `minutes`, whichever comes first.
 
-    `schedule`: constant, half a cosine down to zero, or `halved` every `halve_every` steps; `clip_norm`
+    `schedule`: constant, half a cosine down to zero, `halved` every `halve_every` steps, or `exponential`:
+    times `decay` after every epoch; `clip_norm`
     limits the gradient's Euclidean length. `validate_every`, `save_every` and `log_every` count steps;
     `precision` auto is bf16 where it is fast.
     """
 
     steps: int = Field(200_000, ge=1)
+    epochs: int | None = Field(None, ge=1)
     minutes: float | None = Field(None, gt=0)
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     momentum: float = Field(0.0, ge=0, lt=1)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    schedule: Literal["constant", "cosine", "halved"] = "constant"
+    schedule: Literal["constant", "cosine", "halved", "exponential"] = "constant"
     halve_every: int | None = Field(None, ge=1)
+    decay: float | None = Field(None, gt=0, le=1)
     warmup_steps: int = Field(0, ge=0)
     clip_norm: float | None = Field(None, gt=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -137,6 +140,8 @@ class Training(Options):
     def _belongs_together(self) -> Training:
         if (self.schedule == "halved") != (self.halve_every is not None):
             raise ValueError(f"schedule {self.schedule}, halve_every {self.halve_every}: they go together")
+        if (self.schedule == "exponential") != (self.decay is not None):
+            raise ValueError(f"schedule {self.schedule}, decay {self.decay}: they go together")
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum {self.momentum}: belongs to sgd, the optimizer is {self.optimizer}")
         return self

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from datasets.recipe import Clip, Recipe
 from datasets.references import References
 from datasets.store import StoredSplit
 
@@ -19,19 +20,27 @@ Batch = dict[str, Tensor]
 class StoredExamples(Dataset[Batch]):
     """Fields of a stored split and what belongs to each reference, read a whole batch at a time."""
 
-    def __init__(
-        self, split: StoredSplit, fields: Sequence[str], references: References, owners: np.ndarray
-    ) -> None:
-        """`owners` [n]: the number of each example's reference."""
-        self.split, self.fields, self.references, self.owners = split, tuple(fields), references, owners
+    def __init__(self, split: StoredSplit, fields: Sequence[str], references: References) -> None:
+        self.split, self.fields, self.references = split, tuple(fields), references
+        self.owners = different_references(split.recipes)[1]
+        self.other_voice = torch.tensor([float(recipe.other_voice) for recipe in split.recipes])
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, rows: Sequence[int]) -> Batch:
-        """Rows -> float32 tensors [B, ...] by field name, and what `references` gives."""
+        """Rows -> float32 tensors [B, ...] by field name, whether there is an `other_voice` (1 or 0) [B],
+        and what `references` gives."""
         batch = {name: torch.from_numpy(self.split.read_float(name, rows)) for name in self.fields}
+        batch["other_voice"] = self.other_voice[list(rows)]
         return batch | self.references(self.owners[list(rows)].tolist())
+
+
+def different_references(recipes: Iterable[Recipe]) -> tuple[list[Clip], np.ndarray]:
+    """The recipes' references, each once [m], and the number of each example's own [n]."""
+    numbers: dict[Clip, int] = {}
+    owners = [numbers.setdefault(recipe.reference, len(numbers)) for recipe in recipes]
+    return list(numbers), np.array(owners)
 
 
 class ShuffledBatches(Sampler[list[int]]):

@@ -85,6 +85,11 @@ class Recipe:
         return self.target is not None and self.target.clips[0].utterance == self.reference.utterance
 
     @property
+    def other_voice(self) -> bool:
+        """Whether somebody speaks in the interference."""
+        return any(source.kind in ("speech", "babble") for source in self.interference)
+
+    @property
     def role(self) -> str:
         """What is asked for: a voice out of a `mixture`, a voice that is `alone`, or one that is `absent`."""
         early = self.target is not None and self.target.room is not None and self.target.room.early

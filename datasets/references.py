@@ -16,6 +16,13 @@ References = Callable[[Sequence[int]], dict[str, Tensor]]
 """Numbers of references -> what a batch holds of them."""
 
 
+class NoReferences:
+    """Numbers -> nothing: for a network without a reference."""
+
+    def __call__(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        return {}
+
+
 class EmbeddedReferences:
     """Numbers -> `embedding` float32 [B, D], out of those of all references [m, D]."""
 

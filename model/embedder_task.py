@@ -74,6 +74,8 @@ class EmbedderTask(Task):
         self.objective = EmbedderObjective(self.embedder, self.criterion, config.train.precision)
         self.groups = _groups(self.embedder, self.criterion, config)
         self.speakers = set(self.crops.names)
+        # as many people as there are
+        self.steps_per_epoch = max(1, len(self.crops.names) // config.train.speakers)
         self.examples = self.split.fingerprint
         self.left_out = [*self.split.unusable, *self.crops.unusable, *self.crops.short]
         # a set that cannot be scored should be known before the training

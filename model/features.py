@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,9 +28,12 @@ SAVE_EVERY = 4096
 """References that are embedded between two savings of the cache."""
 
 
-def spectra(spectral: Spectral, mixture: Tensor, target: Tensor, cosine: bool) -> dict[str, Tensor]:
-    """Waveforms float [B, N] -> magnitudes `mixture` and `target` and, on demand, the `cosine` of the angle
-    between the two in every bin: float32 [B, T, F]."""
+def spectra(
+    spectral: Spectral, mixture: Tensor, target: Tensor, wanted: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Waveforms float [B, N] -> magnitudes `mixture` and `target` and what else is `wanted`: `cosine` and
+    `sine` of the angle from mixture to target in every bin, float32 [B, T, F], and the mixture's `spectrum`,
+    real and imaginary part [B, T, F, 2]."""
     # real and imaginary parts apart: several times faster on a CPU than complex numbers
     real, imaginary = torch.view_as_real(spectral(torch.cat([mixture, target]))).unbind(-1)
     real, imaginary = real.contiguous(), imaginary.contiguous()  # [2B, T, F]
@@ -38,8 +41,12 @@ def spectra(spectral: Spectral, mixture: Tensor, target: Tensor, cosine: bool) -
     (a, c), (b, d) = real.chunk(2), imaginary.chunk(2)
     x, s = magnitude.chunk(2)
     fields = {"mixture": x, "target": s}
-    if cosine:
+    if "cosine" in wanted:
         fields["cosine"] = ((a * c + b * d) / (x * s).clamp_min_(1e-12)).clamp_(-1, 1)
+    if "sine" in wanted:
+        fields["sine"] = ((a * d - b * c) / (x * s).clamp_min_(1e-12)).clamp_(-1, 1)
+    if "spectrum" in wanted:
+        fields["spectrum"] = torch.stack([a, b], dim=-1)
     return fields
 
 
@@ -57,11 +64,12 @@ class StftFeatures:
 
     @cached_property
     def _spectral(self) -> Spectral:
-        return Spectral(self.audio.n_fft, self.audio.hop_length, self.audio.win_length)
+        audio = self.audio
+        return Spectral(audio.n_fft, audio.hop_length, audio.win_length, audio.pad_mode)
 
     def __call__(self, example: Example) -> dict[str, np.ndarray]:
         mixture, target = (torch.from_numpy(wave)[None] for wave in (example.mixture, example.target))
-        found = spectra(self._spectral, mixture, target, self.cosine)
+        found = spectra(self._spectral, mixture, target, ("cosine",) if self.cosine else ())
         fields = {name: found[name][0].half().numpy() for name in ("mixture", "target")}
         if self.cosine:
             fields["cosine"] = found["cosine"][0].mul_(127).round_().to(torch.int8).numpy()

@@ -11,14 +11,16 @@ import torch
 from config.options import Training
 
 
-def learning_rate(train: Training, step: int, progress: float) -> float:
-    """Linear warm-up over `warmup_steps`, then constant, half a cosine to zero at the end, or halved again
-    and again."""
+def learning_rate(train: Training, step: int, progress: float, epoch: int) -> float:
+    """Linear warm-up over `warmup_steps`, then constant, half a cosine to zero at the end, halved again and
+    again, or times `decay` for every epoch that is over."""
     rate = train.learning_rate
     if train.schedule == "cosine":
         rate *= 0.5 * (1 + math.cos(math.pi * progress))
     if train.halve_every is not None:
         rate *= 0.5 ** (step // train.halve_every)
+    if train.decay is not None:
+        rate *= train.decay**epoch
     return rate * min(1.0, (step + 1) / max(1, train.warmup_steps))
 
 

@@ -26,14 +26,15 @@ def score_mixtures(split: StoredSplit | RenderedSplit, batch: int = 20) -> Score
 
 @torch.inference_mode()
 def score_estimates(
-    separator: Separator, split: StoredSplit | RenderedSplit, embeddings: np.ndarray, batch: int = 20
+    separator: Separator, split: StoredSplit | RenderedSplit, embeddings: np.ndarray | None, batch: int = 20
 ) -> Scores:
-    """Scores of the separator's estimates; leaves it in evaluation mode."""
+    """Scores of the separator's estimates, `embeddings` [n, D] being those of the references, if it has
+    any; leaves it in evaluation mode."""
     separator.eval()
-    device = next(separator.network.parameters()).device
+    device = separator.device
 
     def estimate(mixture: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        vectors = torch.from_numpy(embeddings[rows]).to(device)
+        vectors = None if embeddings is None else torch.from_numpy(embeddings[rows]).to(device)
         return separator(mixture.to(device), vectors).cpu()
 
     return _score(split, batch, "score estimates", estimate)

@@ -33,7 +33,8 @@ class Task(ABC):
 
     `objective`: a module from a batch, on its device, to named scalars with `loss` among them; its trained
     weights are those of `groups`. `examples` names what it learns from, so that a resumed run learns from
-    the same. `speakers`: whom it has heard in training; (path, cause) of files and people `left_out`.
+    the same; all of them are seen in `steps_per_epoch`. `speakers`: whom it has heard in training; (path,
+    cause) of files and people `left_out`.
     """
 
     config: Config | EmbedderConfig
@@ -42,6 +43,7 @@ class Task(ABC):
     examples: str
     speakers: set[str]
     left_out: Sequence[tuple[str, str]] = ()
+    steps_per_epoch: int = 1
 
     @abstractmethod
     def batches(self, start: int, pin: bool) -> Iterator[Batch]:
@@ -70,7 +72,10 @@ class Task(ABC):
         Raises UserError where they do not fit.
         """
 
-    def after_step(self) -> None:  # noqa: B027 - nothing, unless a task says otherwise
+    def before_step(self, step: int) -> None:  # noqa: B027 - nothing, unless a task says otherwise
+        """Called before every step of the optimiser, with the number of those that are over."""
+
+    def after_step(self) -> None:  # noqa: B027
         """Called after every step of the optimiser."""
 
     def state(self) -> dict[str, Tensor]:

@@ -1,0 +1,127 @@
+"""What a separator learns by: batches -> named scalars."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from config.network_schema import SpeakerLoss
+from datasets.dataset import Batch
+from datasets.store import WAVEFORMS
+from model.features import spectra
+from model.lite import Lite
+from model.losses import Comparison, criteria, noise_type
+from model.separator import Separator
+from model.speaker_loss import speaker_criteria
+from utils.device import autocast
+
+
+class SeparatorObjective(nn.Module):
+    """Batches of mixtures, targets and references -> every criterion, and `loss`, their weighted sum.
+
+    `embedder_learns`: embeddings come from the references' waveforms, with gradients to the embedder, which
+    stays in evaluation mode, as it is heard at inference.
+    """
+
+    def __init__(self, separator: Separator, embedder_learns: bool) -> None:
+        super().__init__()
+        self.separator, self.config = separator, separator.config
+        self.embedder_learns = embedder_learns
+        self.weights = self.config.loss.weights
+
+    def at(self, step: int, epoch: int) -> None:
+        """Lets the criteria in that start by this step and this number of epochs that are over."""
+        loss = self.config.loss
+        self.weights = dict(loss.weights)
+        for name in ("srl", "triplet_srl"):
+            option: SpeakerLoss = getattr(loss, name)
+            if step < option.start_step or epoch < option.start_epoch:
+                self.weights[name] = 0.0
+
+    def train(self, mode: bool = True) -> SeparatorObjective:
+        super().train(mode)
+        if self.separator.embedder is not None:
+            self.separator.embedder.eval()
+        return self
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        network, loss, precision = self.separator.network, self.config.loss, self.config.train.precision
+        batch = self._with_spectra(batch)
+        asked = self._embedding(batch)
+        embedding = None if asked is None else blur(asked, self.config.train.embedding_noise)
+        overlap = None
+        with autocast(batch["mixture"].device, precision):
+            seen = batch["spectrum"] if network.planes == 2 else batch["mixture"]
+            if isinstance(network, Lite):
+                mask, overlap = network.mask_and_overlap(seen, embedding)
+            else:
+                mask = network(seen, embedding)
+        compared = self._compare(mask.float(), batch)
+        values = criteria(loss, compared)
+        if self.weights["noise_type"] and overlap is not None:
+            values["noise_type"] = noise_type(overlap, compared, batch["other_voice"])
+        if self.weights["srl"] or self.weights["triplet_srl"]:
+            embedder = self.separator.embedder
+            assert embedder is not None and asked is not None  # the configuration was checked
+            rate = self.separator.sample_rate
+            values |= speaker_criteria(loss, self.weights, embedder, compared, asked, rate)
+        values["loss"] = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
+        return values
+
+    def _with_spectra(self, batch: Batch) -> Batch:
+        """The batch with what the network and the criteria see of its waveforms, if it has these."""
+        if "mixture" in batch:
+            return batch
+        wanted = {"cosine"} if self.config.loss.needs_phase else set()
+        if self.separator.network.planes == 2:
+            wanted |= {"cosine", "sine", "spectrum"}
+        elif self.needs_waves:
+            wanted |= {"spectrum"}
+        with torch.no_grad():
+            mixture, target = (batch[name] for name in WAVEFORMS)
+            return batch | spectra(self.separator.spectral, mixture, target, wanted)
+
+    @property
+    def needs_waves(self) -> bool:
+        """Whether the estimate's waveform is compared, if there are waveforms."""
+        loss = self.config.loss
+        return bool(loss.needs_embedder or loss.si_sdr or loss.snr)
+
+    def _compare(self, mask: Tensor, batch: Batch) -> Comparison:
+        waves = None
+        if self.needs_waves and "spectrum" in batch:
+            mixture, target = (batch[name] for name in WAVEFORMS)
+            spectrum = torch.view_as_complex(batch["spectrum"])
+            masked = self.separator.masking(spectrum, mask)
+            waves = (self.separator.spectral.inverse(masked, mixture.shape[-1]), target, mixture)
+        return Comparison(
+            mask,
+            batch["mixture"],
+            batch["target"],
+            batch.get("cosine"),
+            batch.get("sine"),
+            waves,
+            self.separator.network.mask_bound,
+        )
+
+    def _embedding(self, batch: Batch) -> Tensor | None:
+        embedder = self.separator.embedder
+        if embedder is None:
+            return None
+        if not self.embedder_learns:
+            return batch["embedding"]
+        samples = batch["reference_samples"].tolist()
+        waves = [wave[:n] for wave, n in zip(batch["reference"], samples, strict=True)]
+        with autocast(batch["reference"].device, self.config.train.precision):
+            return embedder.embed(waves).float()
+
+
+def blur(embedding: Tensor, noise: float) -> Tensor:
+    """Adds a random vector of about `noise` times each embedding's length [B, D] and restores that length."""
+    if noise == 0:
+        return embedding
+    length = embedding.norm(dim=-1, keepdim=True)
+    # drawn on the CPU: the same noise on every device
+    direction = torch.randn(embedding.shape).to(embedding) / embedding.shape[-1] ** 0.5
+    blurred = embedding + noise * length * direction
+    return blurred * (length / blurred.norm(dim=-1, keepdim=True).clamp_min(1e-12))

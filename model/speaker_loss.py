@@ -1,0 +1,74 @@
+"""Speaker representation loss: the estimate should sound like the person (Mun, Choe, Huh, Chung, "The sound
+of my voice": SRL and triplet SRL)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from config.network_schema import Loss
+from model.embedder import Embedder
+from model.losses import Comparison
+
+
+def distance(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean distance of the embeddings [B, D] at unit length: [B], 0 to 2."""
+    a, b = (torch.nn.functional.normalize(vectors, dim=-1) for vectors in (a, b))
+    return torch.linalg.vector_norm(a - b, dim=-1)
+
+
+def srl(anchor: Tensor, estimate: Tensor) -> Tensor:
+    """D(anchor, estimate) of embeddings [B, D]: [B]."""
+    return distance(anchor, estimate)
+
+
+def triplet_srl(anchor: Tensor, estimate: Tensor, residual: Tensor, alpha: float) -> Tensor:
+    """max(0, D(anchor, estimate) - D(anchor, residual) + alpha) of embeddings [B, D]: [B]."""
+    return (distance(anchor, estimate) - distance(anchor, residual) + alpha).clamp_min(0)
+
+
+def speaker_criteria(
+    options: Loss,
+    weights: dict[str, float],
+    embedder: Embedder,
+    compared: Comparison,
+    reference: Tensor,
+    rate: int,
+) -> dict[str, Tensor]:
+    """`srl` and `triplet_srl`, those with a weight above 0, as means over the examples whose target is heard.
+
+    Gradients go through the embedder, whose weights do not learn, to the estimate's waveform. `reference`:
+    the references' embeddings [B, D]; `rate` of the waveforms in Hz. Raises ValueError without waveforms.
+    """
+    if compared.waves is None:
+        raise ValueError("the speaker representation loss needs waveforms: store.kind=wave")
+    chosen = {name: getattr(options, name) for name in ("srl", "triplet_srl") if weights[name]}
+    heard = ~compared.silent
+    estimate, target, mixture = (wave[heard] for wave in compared.waves)
+    if not len(estimate):
+        return {name: compared.waves[0].sum() * 0 for name in chosen}
+    heard_signals = [estimate, mixture - estimate] if "triplet_srl" in chosen else [estimate]
+    found = embed_waves(embedder, torch.cat(heard_signals), rate).split(len(estimate))
+    anchors = {"reference": reference[heard].float()}
+    if any(option.anchor == "clean" for option in chosen.values()):
+        with torch.no_grad():
+            anchors["clean"] = embed_waves(embedder, target, rate)
+    values = {}
+    for name, option in chosen.items():
+        anchor = anchors[option.anchor]
+        if name == "srl":
+            values[name] = srl(anchor, found[0]).mean()
+        else:
+            values[name] = triplet_srl(anchor, found[0], found[1], option.alpha).mean()
+    return values
+
+
+def embed_waves(embedder: Embedder, waves: Tensor, rate: int) -> Tensor:
+    """Waveforms [B, N] at `rate` Hz -> embeddings [B, D] in float32, with gradients."""
+    with torch.autocast(waves.device.type, enabled=False):
+        waves = waves.float()
+        if rate != embedder.sample_rate:
+            from torchaudio.functional import resample  # slow to import, and only needed here
+
+            waves = resample(waves, rate, embedder.sample_rate)
+        return embedder.embed(list(waves))
