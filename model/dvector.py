@@ -85,7 +85,8 @@ class DVector(Embedder):
     def prepare(self, waveform: Tensor) -> Tensor:
         if self.min_level_db is None:
             return waveform
-        level = waveform.square().mean().sqrt().clamp_min(1e-8)
+        # the root of exactly nothing has an infinite slope, and an estimate may be silent
+        level = (waveform.square().mean() + 1e-16).sqrt()
         return waveform * (10 ** (self.min_level_db / 20) / level).clamp_min(1.0)
 
     def _windows(self, frames: Tensor) -> tuple[Tensor, Tensor]:
