@@ -28,6 +28,9 @@ class SeparatorObjective(nn.Module):
         self.separator, self.config = separator, separator.config
         self.embedder_learns = embedder_learns
         self.weights = self.config.loss.weights
+        if isinstance(separator.network, Lite) and not self.weights["noise_type"]:
+            # ranks would wait for gradients that never come
+            separator.network.noise_type.requires_grad_(False)
 
     def at(self, step: int, epoch: int) -> None:
         """Lets the criteria in that start by this step and this number of epochs that are over."""

@@ -199,6 +199,7 @@ def test_what_cannot_be_computed_is_refused() -> None:
         (["loss.srl.beta=0.3", "store.kind=wave", "train.embedder=joint"], "need a frozen embedder"),
         (["loss.srl.beta=0.3", "store.kind=wave", "data.reverse=true"], "all but the reference's voice"),
         (["loss.noise_type=1"], "network lite, not voicefilter"),
+        (["network={kind: lite, suppression: adaptive}"], "the head that loss.noise_type trains"),
         (["network.embedding=none", "train.embedding_noise=0.1"], "no embedder"),
         (["network.mask=complex"], "network.mask complex: needs the phase"),
         (["network.mask=complex", "store.kind=wave", "network.input=log"], "which have no log"),
