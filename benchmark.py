@@ -1,11 +1,13 @@
-"""Measures how fast and how large things are on this machine.
+"""Measures how fast, how large and how good things can be.
 
     python benchmark.py generator -c config/voicefilter.yaml -d LibriSpeech
     python benchmark.py embedder -d LibriSpeech -e resemblyzer -e chkpt/NAME/best.pt
+    python benchmark.py masks --data data/store
 
 generator: seconds a mixture for each stage (decoding alone is the floor), mixtures a second of the whole
 command with one process, megabytes an example, and time and memory as the number of mixtures grows.
 embedder: milliseconds an utterance, one by one and batched, in fp32 and bf16.
+masks: scores of ideal masks on the mixtures of a store's test split, which bound what can be learnt.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import torch
 
 import generator
 from config.load import add_config, argument_parser, load_config, parse_arguments, run_script
-from config.schema import Config
+from config.schema import Audio, Config
 from datasets.corpus import index_corpus
 from datasets.mixture import read_clip, render
 from datasets.plan import index_recordings, plan_draws
@@ -35,6 +37,9 @@ from datasets.store import Store
 from model.embedder import Embedder
 from model.features import stored_features
 from model.foreign import load_embedder
+from model.oracle import score_ideal_masks
+from model.scoring import METRICS, score_mixtures
+from model.spectral import Spectral
 from utils.audio import read_mono
 from utils.device import autocast, choose_device, has_fast_bf16
 from utils.errors import UserError
@@ -43,13 +48,14 @@ from utils.files import write_json
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__ or "", config_help=None)
-    parser.add_argument("what", choices=["generator", "embedder"])
+    parser.add_argument("what", choices=["generator", "embedder", "masks"])
     add_config(parser)
     parser.add_argument("-d", "--corpus", action="append", metavar="DIR", help="corpus folder")
     parser.add_argument("-n", "--mixtures", default="1000,5000,20000", help="sizes of the store to compare")
     parser.add_argument("-e", "--embedder", action="append", help="embedder to time (may be repeated)")
     parser.add_argument("-s", "--seconds", default="1.6,3,6,15", help="utterances are cut to these lengths")
     parser.add_argument("--utterances", type=int, default=500, help="how many are embedded")
+    parser.add_argument("--data", metavar="STORE", help="store whose test split the ideal masks separate")
     parser.add_argument("--device", default="auto", help="of the embedder: auto, cpu or cuda[:N]")
     parser.add_argument("-o", "--out", help="the figures as JSON (default: results/benchmark-WHAT.json)")
     parser.add_argument("--scratch", help="folder for the stores, which are removed (default: the system's)")
@@ -60,6 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         timed = time_embedders(options)
         print(embedder_markdown(timed))
         write_json(out, timed)
+        return 0
+    if options.what == "masks":
+        scored = score_masks(options)
+        print(masks_markdown(scored))
+        write_json(out, scored)
         return 0
     overrides = [*options.overrides]
     if options.corpus:
@@ -257,6 +268,40 @@ def embedder_markdown(figures: dict[str, Any]) -> str:
     for row in figures["rows"]:
         cells = [f"{row[name]:.2f} ({row['one'] / row[name]:.1f} x)" for name in shown]
         lines.append(f"| {row['embedder']} | {row['seconds']:g} s | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- masks
+
+
+def score_masks(options: argparse.Namespace) -> dict[str, Any]:
+    """Mean SDR and SI-SDR in dB of the mixtures and of every ideal mask, at the store's front end."""
+    if not options.data:
+        raise UserError("the mixtures to separate: name a store with --data")
+    store = Store(options.data)
+    split, audio = store.split("test"), Audio(**store.settings["audio"])
+    spectral = Spectral(audio.n_fft, audio.hop_length, audio.win_length, audio.pad_mode)
+    chosen = [row for row, recipe in enumerate(split.recipes) if recipe.role == "mixture"]
+    if not chosen:
+        raise UserError(f"{store.folder}: its test split holds no mixture to separate")
+    scores = {"mixture": score_mixtures(split), **score_ideal_masks(split, spectral)}
+    rows = [
+        {"mask": name, **{metric: float(values[metric][chosen].mean()) for metric in METRICS}}
+        for name, values in scores.items()
+    ]
+    return {"store": str(store.folder), "n": len(chosen), "audio": audio.model_dump(), "rows": rows}
+
+
+def masks_markdown(figures: dict[str, Any]) -> str:
+    audio = figures["audio"]
+    lines = [
+        f"{figures['n']} mixtures of {figures['store']}, n_fft {audio['n_fft']}, hop {audio['hop_length']}, "
+        f"window {audio['win_length']}, {audio['sample_rate']} Hz",
+        "",
+        "| ideal mask | SDR mean, dB | SI-SDR mean, dB |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {row['mask']} | {row['sdr']:.2f} | {row['si_sdr']:.2f} |" for row in figures["rows"]]
     return "\n".join(lines)
 
 

@@ -21,7 +21,7 @@ Scores = dict[str, np.ndarray]
 
 def score_mixtures(split: StoredSplit | RenderedSplit, batch: int = 20) -> Scores:
     """Scores of the unprocessed mixtures."""
-    return _score(split, batch, "score mixtures", lambda mixture, rows: mixture)
+    return score_outputs(split, lambda mixture, rows: mixture, "score mixtures", batch)
 
 
 @torch.inference_mode()
@@ -37,15 +37,16 @@ def score_estimates(
         vectors = None if embeddings is None else torch.from_numpy(embeddings[rows]).to(device)
         return separator(mixture.to(device), vectors).cpu()
 
-    return _score(split, batch, "score estimates", estimate)
+    return score_outputs(split, estimate, "score estimates", batch)
 
 
-def _score(
+def score_outputs(
     split: StoredSplit | RenderedSplit,
-    batch: int,
-    label: str,
     process: Callable[[torch.Tensor, list[int]], torch.Tensor],
+    label: str,
+    batch: int = 20,
 ) -> Scores:
+    """Scores of what `process` makes of mixtures [B, N] and their row numbers: outputs [B, N]."""
     scores = {name: np.empty(len(split)) for name in (*METRICS, "level")}
     with tqdm(desc=label, total=len(split), unit="utterance", leave=False) as bar:
         for rows in split.batches(batch):

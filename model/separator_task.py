@@ -213,7 +213,7 @@ def _check_trainable(config: Config) -> None:
     if config.network.input == "db":
         raise UserError(
             "network.input db: runs other projects' checkpoints; it clips loud bins (an ideal mask loses "
-            "2.2 dB by it), so train with linear, power or log"
+            "a decibel by it), so train with linear, power or log"
         )
 
 

@@ -90,7 +90,8 @@ def test_twenty_steps_on_real_speech_lower_the_loss(
     """Narrow networks, one batch of the excerpt again and again; their full sizes: docs/experiments.md."""
     config = load_config(path)
     small = [
-        "-c", path, "-e", embedder_file, *SMALL[config.network.kind], *NOW, "data.train=2", "data.seconds=1.0",
+        "-c", path, "-e", embedder_file, *SMALL[config.network.kind], *NOW, "data.train=2",
+        "data.seconds=1.0",
         "data.protocol=crop", "data.validation={examples: 6, speakers: 0.1, speaker_ids: null}",
         "data.test={examples: 1, speakers: 0.1, speaker_ids: null}", "train.batch_size=2", "train.steps=20",
         "train.validate_every=20", "train.log_every=1", "train.warmup_steps=1", "train.schedule=constant",
