@@ -57,7 +57,7 @@ class Lite(MaskNetwork):
             nn.Conv2d(channels, 4, 1),
             nn.BatchNorm2d(4),
             nn.ReLU(),
-        )
+        ).to(memory_format=torch.channels_last)
         width = 4 * (-(-bins // 2)) + embedding_dim
         self.lstm = nn.LSTM(width, lstm_dim, lstm_layers, batch_first=True)
         self.out = nn.Linear(lstm_dim, bins)
@@ -99,8 +99,8 @@ class Lite(MaskNetwork):
     def _analyse(
         self, mixture: Tensor, embedding: Tensor | None, state: LiteState | None
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        embedding = self.condition(embedding)
-        x = self.conv(self.see(mixture).contiguous(memory_format=torch.channels_last))  # [B, 4, T, F/2]
+        embedding = self.condition(embedding, len(mixture))
+        x = self.conv(self.see(mixture))  # [B, 4, T, F/2]
         x = x.transpose(1, 2).flatten(2)  # [B, T, 4*F/2]
         if embedding is not None:
             x = torch.cat([x, embedding[:, None].to(x.dtype).expand(-1, x.shape[1], -1)], dim=2)
