@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.mask_network import MaskNetwork
+from model.mask_network import MaskNetwork, channels_last
 
 
 class LiteState(NamedTuple):
@@ -57,7 +57,8 @@ class Lite(MaskNetwork):
             nn.Conv2d(channels, 4, 1),
             nn.BatchNorm2d(4),
             nn.ReLU(),
-        ).to(memory_format=torch.channels_last)
+        )
+        channels_last(self.conv)
         width = 4 * (-(-bins // 2)) + embedding_dim
         self.lstm = nn.LSTM(width, lstm_dim, lstm_layers, batch_first=True)
         self.out = nn.Linear(lstm_dim, bins)

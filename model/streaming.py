@@ -21,6 +21,11 @@ class StreamingSeparator:
     has been given out.
     """
 
+    _pending: Tensor | None  # [B, n], from the beginning of the next window on
+    _state: LiteState | None
+    _sum: Tensor  # [B, W - hop], what the windows so far reach beyond the frames, before the division
+    _envelope: Tensor  # [W - hop], the sum of their squares
+
     def __init__(self, separator: Separator, embedding: Tensor | None = None) -> None:
         if not isinstance(separator.network, Lite):
             raise ValueError(f"{type(separator.network).__name__} is not causal: a stream needs network lite")
@@ -77,9 +82,7 @@ class StreamingSeparator:
         return finished[:, :rest]
 
     def _restart(self) -> None:
-        self._pending: Tensor | None = None  # [B, n], from the beginning of the next window on
-        self._state: LiteState | None = None
-        self._sum, self._envelope = torch.zeros(0), torch.zeros(0)  # [B, W - hop], [W - hop]
+        self._pending = self._state = None
         self._frames = self._received = self._given = 0
         self._before = self.lead  # samples to come that lie before the mixture
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.mask_network import MaskNetwork
+from model.mask_network import MaskNetwork, channels_last
 
 
 class UNet(MaskNetwork):
@@ -39,7 +39,7 @@ class UNet(MaskNetwork):
         widths = tuple(reversed(channels))
         self.up = nn.ModuleList(_block(a + b, b) for a, b in pairwise(widths))
         self.out = nn.Conv2d(channels[0], self.planes, 1)
-        self.to(memory_format=torch.channels_last)  # faster on a CPU; the input follows the weights
+        channels_last(self)
 
     def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
         """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)]."""

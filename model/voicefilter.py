@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from model.mask_network import MaskNetwork
+from model.mask_network import MaskNetwork, channels_last
 
 # kernel in time, kernel in frequency, dilation in time
 LAYERS = ((1, 7, 1), (7, 1, 1), (5, 5, 1), (5, 5, 2), (5, 5, 4), (5, 5, 8), (5, 5, 16))
@@ -49,8 +49,7 @@ class VoiceFilter(MaskNetwork):
                 layers.append(nn.Conv2d(inputs, channels, (time, frequency), dilation=(dilation, 1)))
             layers += [nn.BatchNorm2d(channels), active()]
         layers += [nn.Conv2d(channels, 8, 1), nn.BatchNorm2d(8), active()]
-        # channels last: 1.5 times as fast on a CPU, in training, too; the input follows the weights
-        self.conv = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        self.conv = channels_last(nn.Sequential(*layers))
         width = 8 * bins + embedding_dim
         self.lstm: nn.LSTM | None = None
         if lstm != "none":
