@@ -64,7 +64,10 @@ class Corpora(Options):
 
 
 def check_frames(hop_length: int, win_length: int, n_fft: int) -> None:
-    """Raises ValueError unless an STFT of these has overlapping windows that fit into its frames."""
+    """Raises ValueError unless an STFT of these has overlapping windows that fit into its frames, of even
+    length."""
+    if n_fft % 2:
+        raise ValueError(f"n_fft {n_fft}: expected an even number")
     if not hop_length < win_length <= n_fft:
         raise ValueError(f"hop_length {hop_length} < win_length {win_length} <= n_fft {n_fft} must hold")
 

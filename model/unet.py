@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.mask_network import MaskNetwork
+from model.mask_network import MaskNetwork, channels_last
 
 
 class UNet(MaskNetwork):
@@ -39,15 +39,15 @@ class UNet(MaskNetwork):
         widths = tuple(reversed(channels))
         self.up = nn.ModuleList(_block(a + b, b) for a, b in pairwise(widths))
         self.out = nn.Conv2d(channels[0], self.planes, 1)
+        channels_last(self)
 
     def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
         """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)]."""
-        embedding = self.condition(embedding)
+        embedding = self.condition(embedding, len(mixture))
         x = self.see(mixture)[..., :: self.bin_step]  # [B, P, T, F/step]
         frames, bins = x.shape[2:]
         multiple = 2 ** (len(self.down) - 1)
         x = nn.functional.pad(self.normalize(x), (0, -bins % multiple, 0, -frames % multiple))
-        x = x.contiguous(memory_format=torch.channels_last)
         levels: list[Tensor] = []
         for number, block in enumerate(self.down):
             x = block(nn.functional.max_pool2d(x, 2) if number else x)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from model.mask_network import MaskNetwork
+from model.mask_network import MaskNetwork, channels_last
 
 # kernel in time, kernel in frequency, dilation in time
 LAYERS = ((1, 7, 1), (7, 1, 1), (5, 5, 1), (5, 5, 2), (5, 5, 4), (5, 5, 8), (5, 5, 16))
@@ -49,7 +49,7 @@ class VoiceFilter(MaskNetwork):
                 layers.append(nn.Conv2d(inputs, channels, (time, frequency), dilation=(dilation, 1)))
             layers += [nn.BatchNorm2d(channels), active()]
         layers += [nn.Conv2d(channels, 8, 1), nn.BatchNorm2d(8), active()]
-        self.conv = nn.Sequential(*layers)
+        self.conv = channels_last(nn.Sequential(*layers))
         width = 8 * bins + embedding_dim
         self.lstm: nn.LSTM | None = None
         if lstm != "none":
@@ -60,9 +60,8 @@ class VoiceFilter(MaskNetwork):
 
     def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
         """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)]."""
-        embedding = self.condition(embedding)
-        # channels last: several times faster in bf16 on a CPU
-        x = self.conv(self.see(mixture).contiguous(memory_format=torch.channels_last))  # [B, 8, T, F]
+        embedding = self.condition(embedding, len(mixture))
+        x = self.conv(self.see(mixture))  # [B, 8, T, F]
         x = x.transpose(1, 2).flatten(2)  # [B, T, 8*F]
         if embedding is not None:
             x = torch.cat([x, embedding[:, None].to(x.dtype).expand(-1, x.shape[1], -1)], dim=2)
@@ -76,7 +75,7 @@ class PartialConv2d(nn.Conv2d):
     """A convolution whose zero padding does not count (Liu et al. 2018, arXiv 1811.11718, equation 1).
 
     The sum over a window that reaches beyond the border is scaled by the window's size over the number of
-    values inside; the bias is not.
+    values inside; the bias is not. What lies inside is a rectangle: a factor for the row, one for the column.
     """
 
     def __init__(
@@ -86,13 +85,15 @@ class PartialConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self._conv_forward(x, self.weight, None)
-        rows, columns = (self._scale(out.shape[2 + axis], axis, x) for axis in (0, 1))
+        rows, columns = (self._scale(x.shape[2 + axis], out, axis) for axis in (0, 1))
         out = out * (rows[:, None] * columns)
         return out if self.bias is None else out + self.bias[:, None, None].to(out.dtype)
 
-    def _scale(self, length: int, axis: int, x: Tensor) -> Tensor:
-        """Taps of the kernel over those that lie within the signal, along one axis: [length]."""
-        taps = torch.arange(self.kernel_size[axis], device=x.device) * self.dilation[axis]
-        places = torch.arange(length, device=x.device)[:, None] + taps - int(self.padding[axis])
+    def _scale(self, length: int, out: Tensor, axis: int) -> Tensor:
+        """Taps of the kernel over those within the input's `length`, along one axis of `out`."""
+        taps = torch.arange(self.kernel_size[axis], device=out.device) * self.dilation[axis]
+        places = (
+            torch.arange(out.shape[2 + axis], device=out.device)[:, None] + taps - int(self.padding[axis])
+        )
         inside = ((places >= 0) & (places < length)).sum(1)
-        return (self.kernel_size[axis] / inside).to(x.dtype)
+        return (self.kernel_size[axis] / inside).to(out.dtype)

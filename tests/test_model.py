@@ -7,15 +7,12 @@ import librosa
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from config.load import load_config
 from model.dvector import DVector
-from model.film_blstm import FilmBlstm
 from model.foreign import MINDSLAB, RESEMBLYZER, load_embedder
-from model.separator import Separator, build_network
+from model.separator import Separator
 from model.spectral import MelSpectrogram, Spectral
-from model.voicefilter import VoiceFilter
 from tests.conftest import embedder_state, resemblyzer_state, tone_voice
 from utils.errors import UserError
 
@@ -131,55 +128,7 @@ def test_fingerprint_follows_weights_and_options() -> None:
     assert third.fingerprint() == first.fingerprint()
 
 
-# ---------------------------------------------------------------- mask networks
-
-
-def networks() -> dict[str, nn.Module]:
-    small = {"channels": 4, "lstm_dim": 6, "fc1_dim": 7}
-    return {
-        "voicefilter": VoiceFilter(65, 16, **small),  # type: ignore[arg-type]
-        "unidirectional": VoiceFilter(65, 16, lstm="unidirectional", **small),  # type: ignore[arg-type]
-        "without lstm": VoiceFilter(65, 16, lstm="none", **small),  # type: ignore[arg-type]
-        "film_blstm": FilmBlstm(65, 16, 8, 8, 2),
-        "film_blstm stacked": FilmBlstm(65, 16, 8, 8, 2, stack=2),
-    }
-
-
-@pytest.mark.parametrize("name", list(networks()))
-def test_masks_are_soft_listen_to_the_embedding_and_survive_silence(name: str) -> None:
-    torch.manual_seed(0)
-    network, magnitude, embedding = networks()[name].eval(), torch.rand(3, 21, 65), torch.randn(3, 16)
-    mask = network(magnitude, embedding)
-    assert mask.shape == magnitude.shape
-    assert mask.min() > 0 and mask.max() < 1
-    assert (network(magnitude, embedding.flip(0)) - mask).abs().max() > 1e-4
-    silence = torch.zeros(3, 21, 65, requires_grad=True)
-    network(silence, embedding).sum().backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
-
-
-@pytest.mark.parametrize("name", list(networks()))
-def test_wrong_shapes_are_refused(name: str) -> None:
-    network = networks()[name]
-    for magnitude, embedding in (
-        (torch.rand(2, 9, 64), torch.rand(2, 16)),
-        (torch.rand(2, 9, 65), torch.rand(2, 15)),
-    ):
-        with pytest.raises((RuntimeError, ValueError)):
-            network(magnitude, embedding)
-
-
-def test_the_full_network_has_the_published_size_and_names() -> None:
-    network = build_network(load_config("config/voicefilter.yaml").network, 601, 256)
-    assert sum(p.numel() for p in network.parameters()) == 18_876_001
-    state = network.state_dict()
-    assert state["conv.1.weight"].shape == (64, 1, 1, 7)
-    assert state["conv.5.weight"].shape == (64, 64, 7, 1)
-    assert all(state[f"conv.{k}.weight"].shape == (64, 64, 5, 5) for k in (9, 13, 17, 21, 25))
-    assert all(f"conv.{k}.running_mean" in state for k in (2, 6, 10, 14, 18, 22, 26, 29))
-    assert state["conv.28.weight"].shape == (8, 64, 1, 1)
-    assert state["lstm.weight_ih_l0_reverse"].shape == (1600, 5064)
-    assert (state["fc1.weight"].shape, state["fc2.weight"].shape) == ((600, 800), (601, 600))
+from model.separator import Separator
 
 
 # ---------------------------------------------------------------- the separator
