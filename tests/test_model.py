@@ -128,7 +128,6 @@ def test_fingerprint_follows_weights_and_options() -> None:
     assert third.fingerprint() == first.fingerprint()
 
 
-from model.separator import Separator
 
 
 # ---------------------------------------------------------------- the separator

@@ -496,7 +496,8 @@ def lite_separator(suppression: str = "full", *overrides: str, dim: int = 0) -> 
     embedding = "reference" if dim else "none"
     options = "channels: 3, lstm_dim: 8, noise_type_dim: 5"
     network = f"network={{kind: lite, {options}, embedding: {embedding}, suppression: {suppression}}}"
-    config = load_config(None, [network, "train.precision=fp32", *overrides])
+    head = "loss.noise_type=0.1"
+    config = load_config(None, [network, head, "train.precision=fp32", *overrides])
     separator = Separator(config, DVector(hidden=8) if dim else None).eval()
     stirred(separator.network)
     return separator
