@@ -109,7 +109,10 @@ def mask_by_hand(
     places = [first + step * n for n in range(7)] + [21 if partial else 28]
     for (time, frequency, dilation), place in zip((*KERNELS, (1, 1, 1)), places, strict=True):
         weight, bias = state[f"conv.{place}.weight"], state[f"conv.{place}.bias"][:, None, None]
-        geometry = {"padding": (time // 2 * dilation, frequency // 2), "dilation": (dilation, 1)}
+        geometry: dict[str, Any] = {
+            "padding": (time // 2 * dilation, frequency // 2),
+            "dilation": (dilation, 1),
+        }
         ones = functional.conv2d(torch.ones_like(x[:, :1]), torch.ones(1, 1, time, frequency), **geometry)
         x = functional.conv2d(x, weight, None, **geometry)
         x = (x * (time * frequency / ones) if partial else x) + bias
@@ -132,7 +135,7 @@ def mask_by_hand(
 
 def estimate_by_hand(wave: np.ndarray, mask_of: Callable[[Tensor], Tensor]) -> np.ndarray:
     """The published front end around a mask: librosa, reflected ends, clipped decibels."""
-    sizes = {"hop_length": HOP, "win_length": WINDOW}
+    sizes: dict[str, Any] = {"hop_length": HOP, "win_length": WINDOW}
     spectrum = librosa.stft(wave, n_fft=N_FFT, pad_mode="reflect", **sizes)
     level = np.clip((20 * np.log10(np.maximum(1e-5, np.abs(spectrum))) - 20) / 100, -1, 0) + 1
     mask = mask_of(torch.from_numpy(level.T).float()).numpy().T
@@ -144,7 +147,13 @@ def estimate_by_hand(wave: np.ndarray, mask_of: Callable[[Tensor], Tensor]) -> n
 
 
 def voicesplit_config(model_name: str | None, backend: str = "voicefilter") -> str:
-    audio = {"n_fft": N_FFT, "num_mels": 40, "num_freq": BINS, "sample_rate": RATE, "hop_length": HOP}
+    audio: dict[str, Any] = {
+        "n_fft": N_FFT,
+        "num_mels": 40,
+        "num_freq": BINS,
+        "sample_rate": RATE,
+        "hop_length": HOP,
+    }
     audio |= {"win_length": WINDOW, "min_level_db": -100.0, "ref_level_db": 20.0, "preemphasis": 0.97}
     tree: dict[str, Any] = {
         "model": {"lstm_dim": 8, "emb_dim": WIDTH},
@@ -506,7 +515,7 @@ def test_the_commands_say_what_is_missing(
          "needs an embedding of 256 values, the embedder gives 80"),
         (arguments(voices, path, *e, "a.b=1"), "overrides go with -c"),
         (arguments(voices, path, *e, "-c", yaml_file, "a.b=1"), "is another project's, without overrides"),
-        (arguments(voices, path, *e, "--mask", "inv_div", "--factor", "0"), "--factor 0.0: expected a number"),
+        (arguments(voices, path, *e, "--mask", "inv_div", "--factor", "0"), "--factor 0.0: expected"),
         (arguments(voices, path, *e, "--mask", "inv_div", "--factor", "nan"), "expected a number above 0"),
     ]  # fmt: skip
     for given, words in cases:
