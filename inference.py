@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(_parser(), arguments)
     out = Path(options.out_dir)
     for result in (out / "estimate.wav", out / "residual.wav"):
-        for given in (options.mixed_file, *options.reference_file, options.target, options.checkpoint_path):
+        for given in (options.mixed_file, *options.reference_file, options.target):
             if given and result.resolve() == Path(given).resolve():
                 raise UserError(f"{given}: would be overwritten by the result; name another folder with -o")
     path = Path(options.checkpoint_path) if options.checkpoint_path else newest_checkpoint(Path("chkpt"))

@@ -15,16 +15,21 @@ from model.spectral import MelSpectrogram
 from utils.errors import UserError
 
 Shape = Sequence[int | str | None]
+LENGTHS = (80, 160, 320, 640, 1280)
+"""Frames that an embedder's graph is tried with: one whose windows were fixed when it was exported takes no
+fewer than they span."""
 
 
 class OnnxGraph(nn.Module):
-    """A graph as a module without parameters; its bytes are part of the state, so checkpoints carry it.
+    """A graph as a module; its bytes are part of the state, so checkpoints carry it.
 
-    It runs on a CPU, or on a CUDA device where onnxruntime was built for one.
+    It runs on a CPU, or on a CUDA device where onnxruntime was built for one. Its only parameter holds
+    nothing: whoever asks a network's parameters for their device gets an answer.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.place = nn.Parameter(torch.empty(0), requires_grad=False)
         self._graph = torch.empty(0, dtype=torch.uint8)
         self._sessions: dict[str, Any] = {}
 
@@ -77,7 +82,7 @@ class OnnxGraph(nn.Module):
                     content, options, [*providers, "CPUExecutionProvider"]
                 )
             except _errors() as error:
-                raise UserError(f"no ONNX graph that can be run ({_first_line(error)})") from error
+                raise UserError(f"no ONNX graph that can be run ({_one_line(error)})") from error
         return self._sessions[key]
 
     def run(self, *inputs: Tensor) -> Tensor:
@@ -94,7 +99,7 @@ class OnnxGraph(nn.Module):
             output = session.run(None, feed)[0]
         except _errors() as error:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
-            raise UserError(f"the ONNX graph does not take {shapes} ({_first_line(error)})") from error
+            raise UserError(f"the ONNX graph does not take {shapes} ({_one_line(error)})") from error
         return torch.from_numpy(output).float().to(inputs[0].device)
 
 
@@ -107,8 +112,8 @@ def _errors() -> tuple[type[Exception], ...]:
     return (RuntimeError, ValueError, *own)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class OnnxMask(MaskNetwork):
@@ -164,19 +169,16 @@ class OnnxEmbedder(Embedder):
     @classmethod
     def load(cls, path: Path) -> OnnxEmbedder:
         """Raises UserError unless the file holds a graph that embeds mel frames."""
-        graph, embedder = OnnxGraph.load(path), cls()
-        mels = embedder.options["mels"]
+        graph = OnnxGraph.load(path)
+        mels = cls().options["mels"]
         shape = graph.inputs[0][1] if len(graph.inputs) == 1 else ()
         if len(shape) != 2 or (isinstance(shape[0], int) and shape[0] != mels):
             raise UserError(
                 f"{path}: no known embedder: expected one input of mel frames ({mels}, any length), "
                 f"found {describe_inputs(graph)}"
             )
-        try:
-            dim = graph.run(torch.full((mels, embedder.shortest), -6.0)).numel()  # of silence
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
-        embedder = cls(dim=dim)
+        dim, shortest = _first_answer(graph, mels, path)
+        embedder = cls(dim=dim, shortest=shortest)
         embedder.graph = graph
         embedder.heard_others = True
         return embedder
@@ -187,6 +189,16 @@ class OnnxEmbedder(Embedder):
     def embed_frames(self, features: Tensor, frames: Tensor) -> Tensor:
         own = zip(features, frames.tolist(), strict=True)
         return torch.stack([self.graph.run(utterance[:count].T).flatten() for utterance, count in own])
+
+
+def _first_answer(graph: OnnxGraph, mels: int, path: Path) -> tuple[int, int]:
+    """Values of the embedding, and the fewest frames of LENGTHS that the graph takes."""
+    for frames in LENGTHS:
+        try:
+            return graph.run(torch.full((mels, frames), -6.0)).numel(), frames  # of silence
+        except UserError as error:
+            refusal = error
+    raise UserError(f"{path}: {refusal}") from refusal
 
 
 def describe_inputs(graph: OnnxGraph) -> str:
