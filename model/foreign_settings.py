@@ -22,9 +22,9 @@ ACTIVATIONS = {"voicefilter": "relu", "voicesplit": "mish"}
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of the front end, and what weights do not tell; `source` is where they stand."""
+    """Sizes of the front end, and what weights do not tell; `source`, where they stand, is not compared."""
 
-    source: str = "the published defaults"
+    source: str = field(default="the published defaults", compare=False)
     audio: Mapping[str, int] = field(default_factory=lambda: dict(PUBLISHED_SIZES))
     activation: str | None = None
     embedding_dim: int | None = None
