@@ -12,6 +12,7 @@ from torch import Tensor
 from datasets.download import fetch
 from model.dvector import DVector
 from model.embedder import Embedder
+from model.onnx_network import OnnxEmbedder
 from model.vggm import VggM
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
@@ -40,12 +41,15 @@ def load_embedder(name: str) -> Embedder:
 
     Files are recognised by their keys and shapes: Resemblyzer's `pretrained.pt` and
     Real-Time-Voice-Cloning's `encoder.pt`, the public VoiceFilter re-implementation's `embedder.pt`,
-    HarryVolek's GE2E, and this project's checkpoints (a separator's embedder is taken).
-    Raises UserError for a missing, unknown or partial file.
+    HarryVolek's GE2E, ailia's `embedder.onnx`, and this project's checkpoints (a separator's embedder is
+    taken). Raises UserError for a missing, unknown or partial file.
     """
     path = fetch("resemblyzer", DOWNLOADS) if name == "resemblyzer" else Path(name)
-    content = load_checkpoint(path)
-    embedder = embedder_from_content(content, str(path))
+    embedder: Embedder
+    if path.suffix.lower() == ".onnx":
+        embedder = OnnxEmbedder.load(path)
+    else:
+        embedder = embedder_from_content(load_checkpoint(path), str(path))
     for parameter in embedder.parameters():
         parameter.requires_grad_(False)
     return embedder.eval()
@@ -59,8 +63,10 @@ def build_embedder(options: dict[str, Any]) -> Embedder:
             return DVector(**arguments)
         case "vggm":
             return VggM(**arguments)
+        case "onnx":
+            return OnnxEmbedder(**arguments)
         case other:
-            raise ValueError(f"kind {other!r}: expected dvector or vggm")
+            raise ValueError(f"kind {other!r}: expected dvector, vggm or onnx")
 
 
 def embedder_from_content(content: dict[str, Any], where: str) -> Embedder:
@@ -149,15 +155,21 @@ def _check_complete(
 ) -> None:
     """Raises UserError unless the state has exactly the keys of `names` (theirs -> ours) in our shapes."""
     own = embedder.state_dict()
-    missing = sorted(set(names) - set(state))
-    extra = sorted(set(state) - set(names))
+    if found := mismatches({theirs: own[name] for theirs, name in names.items()}, state):
+        raise UserError(f"{where}: not a complete embedder: {found}")
+
+
+def mismatches(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """What a state lacks, has beyond the expected tensors, or has in another shape; empty if nothing."""
+    missing = sorted(set(expected) - set(state))
+    extra = sorted(set(state) - set(expected))
     wrong = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(own[name].shape)}"
-        for key, name in names.items()
-        if key in state and state[key].shape != own[name].shape
+        f"{key} {tuple(state[key].shape)} instead of {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        # an ONNX graph is as long as it is
+        if key in state and state[key].shape != tensor.shape and not key.endswith("_extra_state")
     ]
     parts = [f"missing {', '.join(missing)}"] if missing else []
     parts += [f"unexpected {', '.join(extra)}"] if extra else []
     parts += [f"wrong shape {', '.join(wrong)}"] if wrong else []
-    if parts:
-        raise UserError(f"{where}: not a complete embedder: {'; '.join(parts)}")
+    return "; ".join(parts)

@@ -147,7 +147,8 @@ class Separator(nn.Module):
         if content.get("format") != FORMAT:
             keys = ", ".join(sorted(map(str, content))[:6])
             raise UserError(
-                f"{where}: no separator checkpoint of this project (it holds {keys or 'nothing'})"
+                f"{where}: no separator checkpoint of this project (it holds {keys or 'nothing'}); "
+                "convert.py reads those of other projects"
             )
         try:
             own = check_config(content["config"], where)

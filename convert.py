@@ -1,0 +1,86 @@
+"""Turns another project's checkpoint into one of this project, which needs nothing beside it.
+
+python convert.py chkpt_55000.pt -e embedder.pt -o converted.pt     # the public VoiceFilter re-implementation
+python convert.py model.onnx -e embedder.onnx -o converted.pt       # ailia's two ONNX graphs
+python convert.py embedder.pt -o mine.pt                            # an embedder alone
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from config.load import argument_parser, parse_arguments, run_script
+from model.foreign import load_embedder
+from model.foreign_separators import is_foreign, read_foreign
+from model.foreign_settings import settings_file
+from model.onnx_network import OnnxGraph
+from model.separator import FORMAT
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(_parser(), arguments)
+    path, out = Path(options.checkpoint), Path(options.out)
+    for given in (path, options.embedder_path, options.config):
+        if given and out.resolve() == Path(given).resolve():
+            raise UserError(f"{given}: would be overwritten by the result; name another file with -o")
+    content = convert_separator(path, options) if is_separator(path) else convert_embedder(path, options)
+    save_checkpoint(out, content)
+    print(out)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argument_parser(__doc__ or "", None)
+    add = parser.add_argument
+    add("checkpoint", metavar="FILE", help="a separator or an embedder, recognised by its keys")
+    add("-e", "--embedder_path", help="the embedder that a separator was trained with")
+    add("-o", "--out", required=True, metavar="CKPT", help="the file to write")
+    add("-c", "--config", metavar="YAML", help="the other project's YAML file, where FILE carries none")
+    add(
+        "--activation",
+        choices=["relu", "mish"],
+        help="of a fork's convolutions, which weights do not tell (default: what FILE says, else relu)",
+    )
+    return parser
+
+
+def is_separator(path: Path) -> bool:
+    """Raises UserError for a file that cannot be read, or that is one of this project."""
+    if path.suffix.lower() == ".onnx":
+        return any(len(shape) == 3 for _, shape in OnnxGraph.load(path).inputs)
+    content = load_checkpoint(path)
+    if content.get("format") == FORMAT or isinstance(content.get("embedder"), dict):
+        raise UserError(f"{path}: is a checkpoint of this project already")
+    return is_foreign(content)
+
+
+def convert_separator(path: Path, options: argparse.Namespace) -> dict[str, Any]:
+    settings = settings_file(options.config) if options.config else None
+    if options.config and settings is None:
+        raise UserError(f"{options.config}: not a YAML file of the other project (audio.num_freq is missing)")
+    foreign = read_foreign(path, settings, options.activation)
+    if settings and settings != foreign.settings:
+        print(f"NOTE: {path} brings its own settings, which hold; {options.config} is not used")
+    print(foreign.describe())
+    embedder = load_embedder(options.embedder_path) if options.embedder_path else None
+    return foreign.build(embedder).content()
+
+
+def convert_embedder(path: Path, options: argparse.Namespace) -> dict[str, Any]:
+    for name, value in (("-e", options.embedder_path), ("-c", options.config)):
+        if value:
+            raise UserError(f"{path}: is no separator of another project, {name} {value} belongs to one")
+    embedder = load_embedder(str(path))
+    shown = ", ".join(f"{key} {value}" for key, value in embedder.options.items())
+    count = sum(parameter.numel() for parameter in embedder.parameters())
+    print(f"{path}: an embedder ({count:,} parameters, {shown})")
+    return {"embedder": embedder.content()}
+
+
+if __name__ == "__main__":
+    run_script(main)
