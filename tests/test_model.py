@@ -128,8 +128,6 @@ def test_fingerprint_follows_weights_and_options() -> None:
     assert third.fingerprint() == first.fingerprint()
 
 
-
-
 # ---------------------------------------------------------------- the separator
 
 
