@@ -72,15 +72,22 @@ class Comparison:
         return power(self.target) <= SILENT * power(self.mixture)
 
     @cached_property
-    def products(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """<e, s>, <e, e>, <s, s> and <x, x> of estimate, target and mixture [B]: of the waveforms, or of
-        their STFT, where it stands for them (exactly, where the squares of the shifted windows sum to a
-        constant; SI-SDR is within 0.05 dB for the front ends here)."""
+    def powers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """<e, e>, <s, s> and <x, x> of estimate, target and mixture [B]: of the waveforms, or of their STFT,
+        where it stands for them (exactly, where the squares of the shifted windows sum to a constant; SI-SDR
+        is within 0.05 dB for the front ends here)."""
         if self.waves is not None:
-            e, s, x = self.waves
-            return (e * s).sum(1), (e * e).sum(1), (s * s).sum(1), (x * x).sum(1)
-        inner = (_weighted(self.estimate * self.target * self.angle)).sum((1, 2))
-        return inner, power(self.estimate), power(self.target), power(self.mixture)
+            e, s, x = (wave.square().sum(1) for wave in self.waves)
+            return e, s, x
+        return power(self.estimate), power(self.target), power(self.mixture)
+
+    @cached_property
+    def inner(self) -> Tensor:
+        """<e, s> of estimate and target [B], as `powers`. Raises ValueError where the phase is not known."""
+        if self.waves is not None:
+            e, s, _ = self.waves
+            return (e * s).sum(1)
+        return (_weighted(self.estimate * self.target * self.angle)).sum((1, 2))
 
 
 def _weighted(values: Tensor) -> Tensor:
@@ -176,23 +183,23 @@ def mask_mse(c: Comparison) -> Tensor:
 
 def negative_si_sdr(c: Comparison) -> Tensor:
     """-SI-SDR in dB (Le Roux et al. 2019) [B]."""
-    inner, power_e, power_s, _ = c.products
-    signal = inner.square() / power_s.clamp_min(1e-8)
+    power_e, power_s, _ = c.powers
+    signal = c.inner.square() / power_s.clamp_min(1e-8)
     noise = (power_e - signal).clamp_min(0) + CLOSEST * power_e
     return 10 * torch.log10((noise + 1e-8) / (signal + CLOSEST * power_e + 1e-8))
 
 
 def negative_snr(c: Comparison) -> Tensor:
     """-SNR in dB [B], the noise being all in which the estimate differs from the target."""
-    inner, power_e, power_s, _ = c.products
-    noise = (power_e + power_s - 2 * inner).clamp_min(0) + CLOSEST * power_s
+    power_e, power_s, _ = c.powers
+    noise = (power_e + power_s - 2 * c.inner).clamp_min(0) + CLOSEST * power_s
     return 10 * torch.log10((noise + 1e-8) / (power_s + 1e-8))
 
 
 def inactive(c: Comparison) -> Tensor:
     """Where nothing is asked for: the estimate's power over the mixture's in dB [B], the smaller the less
     it matters below -30 dB (Wisdom et al. 2021, "What's all the fuss", equation 2)."""
-    _, power_e, _, power_x = c.products
+    power_e, _, power_x = c.powers
     return 10 * torch.log10((power_e + INACTIVE * power_x + 1e-8) / (power_x + 1e-8))
 
 

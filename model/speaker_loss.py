@@ -11,9 +11,13 @@ from model.embedder import Embedder
 from model.losses import Comparison
 
 
+SHORTEST = 1e-3
+"""Embeddings of a length below it, such as of silence, are not stretched to 1, which has no bounded slope."""
+
+
 def distance(a: Tensor, b: Tensor) -> Tensor:
     """Euclidean distance of the embeddings [B, D] at unit length: [B], 0 to 2."""
-    a, b = (torch.nn.functional.normalize(vectors, dim=-1) for vectors in (a, b))
+    a, b = (torch.nn.functional.normalize(vectors, dim=-1, eps=SHORTEST) for vectors in (a, b))
     return torch.linalg.vector_norm(a - b, dim=-1)
 
 

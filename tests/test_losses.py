@@ -347,3 +347,21 @@ def test_stored_magnitudes_and_waveforms_teach_the_same(tmp_path: Path) -> None:
         spectra = objective._with_spectra(batch)
         del spectra["mixture_wave"], spectra["target_wave"]
         torch.testing.assert_close(objective(spectra)["loss"], objective(batch)["loss"])
+
+
+@pytest.mark.parametrize("name", [*SPECTRAL, "absent"])
+def test_every_criterion_alone_learns_from_stored_magnitudes_and_from_waveforms(name: str) -> None:
+    objective = tiny_objective(["loss.power_law=1e-20", f"loss.{name}=1"], embedders()["resemblyzer"])
+    batch = wave_batch()
+    batch["target_wave"][0] = 0.0
+    spectra = SeparatorObjective._with_spectra(objective, batch)
+    stored = ["mixture", "target", "embedding", *(["cosine"] if objective.config.loss.needs_phase else [])]
+    losses = []
+    for examples in ({key: spectra[key] for key in stored}, batch):
+        objective.zero_grad()
+        loss = objective.eval()(examples)["loss"]
+        loss.backward()
+        gradients = [p.grad for p in objective.separator.network.parameters() if p.grad is not None]
+        assert gradients and all(g.isfinite().all() for g in gradients) and any(g.any() for g in gradients)
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], abs=0.2)  # dB; squared Hann windows at 50 % do not sum to 1
