@@ -72,7 +72,8 @@ def convert_separator(path: Path, options: argparse.Namespace) -> dict[str, Any]
 
 
 def convert_embedder(path: Path, options: argparse.Namespace) -> dict[str, Any]:
-    for name, value in (("-e", options.embedder_path), ("-c", options.config)):
+    given = (("-e", options.embedder_path), ("-c", options.config), ("--activation", options.activation))
+    for name, value in given:
         if value:
             raise UserError(f"{path}: is no separator of another project, {name} {value} belongs to one")
     embedder = load_embedder(str(path))

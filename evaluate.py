@@ -26,6 +26,7 @@ from datasets.plan import SOUNDS, index_recordings
 from datasets.recipe import Clip, Recipe
 from datasets.store import SPLITS, WAVEFORMS, Store, StoredSplit
 from model.features import reference_embeddings
+from model.masks import add_mask_options, chosen_masking
 from model.scoring import METRICS, Scores, score_estimates, score_mixtures, summarize
 from model.separator import Separator
 from utils.audio import write_audio
@@ -69,13 +70,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     separators = {
         path: Separator.from_content(content, path).eval().to(device) for path, content in contents.items()
     }
+    for separator in separators.values():
+        separator.masking = chosen_masking(separator.masking, options)
     rates = {separator.sample_rate for separator in separators.values()}
     if len(rates) > 1:
         raise UserError(
             f"the checkpoints work at different rates ({sorted(rates)} Hz): score them one by one"
         )
     data = stored or of_list(options, separators, rates.pop())
-    folders = [Path(options.out) / result_name(path, data.name) for path in separators]
+    use = "" if options.mask == "org" else f"-{options.mask}-{options.factor:g}"
+    folders = [Path(options.out) / (result_name(path, data.name) + use) for path in separators]
     if len(set(folders)) < len(options.checkpoints):
         raise UserError(
             "two of the checkpoints would share a folder of results: score them with different -o"
@@ -105,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add("-o", "--out", default="results", help="folder for the tables")
     add("--save_audio", action="append", default=[], metavar="WHICH",
         help="write the audio of an example: its index, or the best, median or worst improved")  # fmt: skip
+    add_mask_options(parser)
     add("--device", default="auto", help="auto, cpu or cuda[:N]")
     return parser
 
@@ -201,6 +206,8 @@ def evaluate(
         "checkpoint": checkpoint,
         "data": data.source,
         "split": data.name,
+        "mask": separator.masking.use,
+        "factor": separator.masking.factor,
         "protocol": data.protocol,
         "speakers": len(set(speakers)),
         "heard_speakers": None if heard is None else len(heard_speakers(set(speakers), heard)),

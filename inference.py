@@ -10,12 +10,9 @@ VoiceFilter re-implementation, its forks, VoiceSplit and ailia (ONNX) need the e
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import torch
@@ -23,9 +20,9 @@ import torch
 from config.load import argument_parser, load_config, parse_arguments, run_script
 from model.embedder import Embedder
 from model.foreign import load_embedder
-from model.foreign_separators import foreign_from_content, is_foreign, read_foreign
+from model.foreign_separators import Foreign, foreign_from_content, is_foreign, read_foreign
 from model.foreign_settings import Settings, settings_file
-from model.masks import MaskUse
+from model.masks import add_mask_options, chosen_masking
 from model.reference import read_reference
 from model.separator import CHUNK_SECONDS, FORMAT, Separator
 from utils.audio import level_db, read_audio, read_mono, resample, write_audio
@@ -45,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise UserError(f"{given}: would be overwritten by the result; name another folder with -o")
     path = Path(options.checkpoint_path) if options.checkpoint_path else newest_checkpoint(Path("chkpt"))
     separator = load_separator(path, options).to(choose_device(options.device))
-    use_mask(separator, options.mask, options.factor)
+    separator.masking = chosen_masking(separator.masking, options)
     mixture, rate = read_audio(options.mixed_file)
     target = read_mono(options.target, rate) if options.target else None
     if target is not None and len(target) != mixture.shape[1]:
@@ -88,13 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     add("-o", "--out_dir", required=True, metavar="DIR", help="folder for the results")
     add("--checkpoint_path", metavar="CKPT", help="default: the newest chkpt/*/best.pt")
     add("-e", "--embedder_path", help="an embedder instead of the checkpoint's own; a foreign one needs it")
-    add(
-        "--mask",
-        choices=get_args(MaskUse),
-        default="org",
-        help="mask M and mixture S -> S * M (org), factor * S / M (inv_div), S * (1 - M) / factor (inv_sub)",
-    )
-    add("--factor", type=float, default=1.0, help="of inv_div and inv_sub")
+    add("--activation", choices=["relu", "mish"], help="of a fork's checkpoint that does not say its own")
+    add_mask_options(parser)
     add("--target", metavar="WAV", help="the wanted voice alone, to score and to draw beside it")
     add("--plot", action="store_true", help="also write spectrograms.png")
     add("--device", default="auto", help="auto, cpu or cuda[:N]")
@@ -116,18 +108,25 @@ def load_separator(path: Path, options: argparse.Namespace) -> Separator:
         raise UserError(f"{overrides[0]}: overrides go with -c; the checkpoint brings its own configuration")
     embedder = load_embedder(options.embedder_path) if options.embedder_path else None
     if path.suffix.lower() == ".onnx":
-        return read_foreign(path, settings_of_config(path, options)).build(embedder)
+        return _build(read_foreign(path, settings_of_config(path, options), options.activation), embedder)
     content = load_checkpoint(path)
     if is_foreign(content):
         settings = settings_of_config(path, options)
-        foreign = foreign_from_content(content, str(path), settings)
+        foreign = foreign_from_content(content, str(path), settings, options.activation)
         if settings and settings != foreign.settings:
             print(f"NOTE: {path} brings its own settings, which hold; {config} is not used")
-        return foreign.build(embedder)
+        return _build(foreign, embedder)
+    if options.activation:
+        raise UserError(f"--activation {options.activation}: {path} says its own")
     separator = Separator.from_content(content, str(path), load_config(config, overrides) if config else None)
     if embedder:
         replace_embedder(separator, embedder, path, options.embedder_path)
     return separator.eval()
+
+
+def _build(foreign: Foreign, embedder: Embedder | None) -> Separator:
+    print(foreign.describe())
+    return foreign.build(embedder)
 
 
 def settings_of_config(path: Path, options: argparse.Namespace) -> Settings | None:
@@ -153,14 +152,6 @@ def replace_embedder(separator: Separator, embedder: Embedder, path: Path, name:
     if embedder.fingerprint() != separator.embedder.fingerprint():
         print(f"WARNING: {name} is not the embedder that {path} was trained with", file=sys.stderr)
     separator.embedder = embedder
-
-
-def use_mask(separator: Separator, use: MaskUse, factor: float) -> None:
-    if not (math.isfinite(factor) and factor > 0):
-        raise UserError(f"--factor {factor}: expected a number above 0")
-    if use == "org" and factor != 1:
-        print(f"NOTE: --factor {factor} has no effect with --mask org")
-    separator.masking = replace(separator.masking, use=use, factor=factor)
 
 
 def embed(separator: Separator, path: Path, names: Sequence[str]) -> torch.Tensor | None:

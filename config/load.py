@@ -175,6 +175,7 @@ def _explain(item: dict[str, Any], model: type[BaseModel]) -> str:
         allowed = ", ".join(sorted(kinds))
         return f"{key}.kind: expected one of {allowed}, got {_kind_of(item['input'])!r}"
     message = item["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    message = message.replace("List should have", "expected").replace(" after validation, not", ", not")
     if item["type"] == "missing":
         return f"{key}: is missing"
     value = "" if isinstance(item["input"], dict) else f", got {item['input']!r}"

@@ -16,7 +16,8 @@ class Embedder(nn.Module, ABC):
 
     `options` rebuild it (`kind` says as what), `dim` is D, `shortest` the fewest frames that the network
     takes, `unit_length` whether embeddings have it, `samples_at_once` how much padded audio goes through
-    a CPU together (more of it leaves the caches), `training_speakers` whom it was trained on, and
+    a CPU together (more of it leaves the caches), `differentiable` whether gradients go through it,
+    `training_speakers` whom it was trained on, and
     `heard_others` whether there are more of whom nothing is known.
     """
 
@@ -28,6 +29,7 @@ class Embedder(nn.Module, ABC):
     shortest: int
     unit_length: bool
     samples_at_once: int
+    differentiable = True
 
     def __init__(self, **options: Any) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,23 @@ def load_embedder(name: str) -> Embedder:
     return embedder.eval()
 
 
+CONTAINERS = ("model", "state_dict", "model_state_dict")
+"""Where the weights of a separator's file are, if they are not the file."""
+MARKS = {"conv.0.weight", "conv.1.weight", "lstm.weight_ih_l0", "fc1.weight", "fc2.weight"}
+"""Keys of which some are in every separator's layout, and which embedders (but for the LSTM's) lack."""
+
+
+def separator_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights of another project's separator without `module.`, or nothing."""
+    for candidate in (*(content.get(name) for name in CONTAINERS), content):
+        if not isinstance(candidate, Mapping):
+            continue
+        state = {str(k).removeprefix("module."): v for k, v in candidate.items() if isinstance(v, Tensor)}
+        if len(MARKS & state.keys()) > 1:
+            return state
+    return {}
+
+
 def build_embedder(options: dict[str, Any]) -> Embedder:
     """The embedder that `kind` (dvector where there is none) and its other options describe, untrained."""
     arguments = {key: value for key, value in options.items() if key != "kind"}
@@ -73,6 +90,8 @@ def embedder_from_content(content: dict[str, Any], where: str) -> Embedder:
     """Builds the embedder that a loaded file holds, by its keys and shapes, strictly."""
     if isinstance(content.get("embedder"), dict):
         return _own(content["embedder"], where)
+    if separator_weights(content):
+        raise UserError(f"{where}: is a separator without its embedder, where an embedder is wanted")
     state = content.get("model_state", content)
     tensors = state.items() if isinstance(state, dict) else ()
     state = {str(key).removeprefix("module."): value for key, value in tensors if isinstance(value, Tensor)}
@@ -169,7 +188,10 @@ def mismatches(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> s
         # an ONNX graph is as long as it is
         if key in state and state[key].shape != tensor.shape and not key.endswith("_extra_state")
     ]
-    parts = [f"missing {', '.join(missing)}"] if missing else []
-    parts += [f"unexpected {', '.join(extra)}"] if extra else []
-    parts += [f"wrong shape {', '.join(wrong)}"] if wrong else []
-    return "; ".join(parts)
+    found = (("missing", missing), ("unexpected", extra), ("wrong shape", wrong))
+    return "; ".join(f"{what} {_few(names)}" for what, names in found if names)
+
+
+def _few(names: Sequence[str], most: int = 6) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

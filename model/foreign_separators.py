@@ -17,8 +17,9 @@ from torch import Tensor
 
 from config.load import check_config
 from config.schema import Config
+from model.dvector import DVector
 from model.embedder import Embedder
-from model.foreign import mismatches
+from model.foreign import CONTAINERS, MARKS, MINDSLAB, build_embedder, mismatches, separator_weights
 from model.foreign_settings import Settings, settings_of
 from model.onnx_network import OnnxGraph, OnnxMask, describe_inputs
 from model.separator import FORMAT, Separator
@@ -26,10 +27,6 @@ from model.voicefilter import VoiceFilter
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 
-CONTAINERS = ("model", "state_dict", "model_state_dict")
-"""Where the weights of a file are, if they are not the file."""
-MARKS = {"conv.0.weight", "conv.1.weight", "lstm.weight_ih_l0", "fc1.weight", "fc2.weight"}
-"""Keys of which some are in every layout, and which embedders (but for the LSTM's) lack."""
 NOT_LEARNT = ("running_mean", "running_var", "num_batches_tracked")
 LAST_CHANNELS = 8
 """Of the last convolution, in all of them."""
@@ -38,7 +35,7 @@ LAST_CHANNELS = 8
 @dataclass(frozen=True)
 class Foreign:
     """What a file holds: the `family` that it was recognised as, its front end, the options of our network
-    and the weights under our names."""
+    and the weights under our names; `assumed` is what neither it nor the caller said."""
 
     family: str
     where: str
@@ -47,6 +44,7 @@ class Foreign:
     state: dict[str, Any]
     bins: int
     embedding_dim: int
+    assumed: tuple[str, ...] = ()
 
     def build(self, embedder: Embedder | None) -> Separator:
         """A separator of ours, in evaluation mode, with the embedder that the caller brings.
@@ -61,9 +59,24 @@ class Foreign:
                 f"{self.where}: needs an embedding of {self.embedding_dim} values, the embedder gives "
                 f"{embedder.dim}"
             )
+        if self.embedding_dim and embedder is not None:
+            embedder = self._in_windows(embedder)
         separator = Separator(config, embedder if self.embedding_dim else None)
         separator.network.load_state_dict(self.state)
         return separator.eval()
+
+    def _in_windows(self, embedder: Embedder) -> Embedder:
+        """The public re-implementation's embedder in the windows that the file says; any other as it is."""
+        windows = self.settings.windows
+        options = {**embedder.options, "window": windows[0], "window_hop": windows[1]} if windows else {}
+        published = isinstance(embedder, DVector) and not embedder.unit_length
+        published = published and all(embedder.options[key] == MINDSLAB[key] for key in ("n_fft", "hidden"))
+        if not (published and windows) or options == embedder.options:
+            return embedder
+        other = build_embedder(options)
+        other.load_state_dict(embedder.state_dict())
+        other.heard_others, other.training_speakers = embedder.heard_others, embedder.training_speakers
+        return other.requires_grad_(False).eval()
 
     def config(self) -> Config:
         """Raises UserError for sizes that do not go together."""
@@ -81,7 +94,7 @@ class Foreign:
         return config
 
     def describe(self) -> str:
-        """What was recognised, in two lines."""
+        """What was recognised in two lines, and what was assumed in a third."""
         audio, options = self.settings.audio, dict(self.network)
         if options.pop("kind") == "onnx":
             size = f"{sum(len(graph) for graph in self.state.values()):,} bytes"
@@ -89,10 +102,14 @@ class Foreign:
             counted = (v for k, v in self.state.items() if not k.endswith(NOT_LEARNT))
             size = f"{sum(v.numel() for v in counted):,} parameters"
         details = [size, *(f"{k} {v}" for k, v in options.items()), f"embedding of {self.embedding_dim}"]
+        windows = self.settings.windows
+        frames = f", embedder windows of {windows[0]} frames every {windows[1]}" if windows else ""
+        assumed = f"\nNOTE: {self.where} does not say, assumed: {', '.join(self.assumed)}"
         return (
             f"{self.where}: {self.family} ({', '.join(details)})\n"
             f"front end: clipped decibels, {audio['sample_rate']} Hz, n_fft {audio['n_fft']}, "
-            f"hop {audio['hop_length']}, window {audio['win_length']}, from {self.settings.source}"
+            f"hop {audio['hop_length']}, window {audio['win_length']}{frames}, from {self.settings.source}"
+            + (assumed if self.assumed else "")
         )
 
 
@@ -106,20 +123,22 @@ def read_foreign(
     """
     path = Path(path)
     if path.suffix.lower() == ".onnx":
+        if activation:
+            raise UserError(f"--activation {activation}: {path} is a graph, which has its own")
         return _read_graph(path, settings or Settings())
     return foreign_from_content(load_checkpoint(path), str(path), settings, activation)
 
 
 def is_foreign(content: Mapping[str, Any]) -> bool:
     """Whether a loaded checkpoint holds the weights of another project's separator."""
-    return content.get("format") != FORMAT and bool(_weights(content))
+    return content.get("format") != FORMAT and bool(separator_weights(content))
 
 
 def foreign_from_content(
     content: Mapping[str, Any], where: str, settings: Settings | None = None, activation: str | None = None
 ) -> Foreign:
     """The same for a checkpoint that is loaded."""
-    state = _weights(content)
+    state = separator_weights(content)
     if not state:
         found = ", ".join(sorted(map(str, content))[:6]) or "nothing"
         known = f"{', '.join(sorted(MARKS))}, alone or below {', '.join(CONTAINERS)}"
@@ -141,8 +160,11 @@ def foreign_from_content(
             state.setdefault(key, torch.tensor(0))
     if found := mismatches(expected, state):
         raise UserError(f"{where}: not a complete separator: {found}")
-    family = _family(content, partial)
-    return Foreign(family, where, settings, {"kind": "voicefilter", **options}, state, bins, dim)
+    assumed = () if settings.known else ("the published front end",)
+    if not (activation or settings.activation or "hp_str" in content):
+        assumed += (f"activation {chosen} (--activation)",)
+    network = {"kind": "voicefilter", **options}
+    return Foreign(_family(content, partial), where, settings, network, state, bins, dim, assumed)
 
 
 def _family(content: Mapping[str, Any], partial: bool) -> str:
@@ -151,17 +173,6 @@ def _family(content: Mapping[str, Any], partial: bool) -> str:
     name = "the public VoiceFilter re-implementation"
     name = name if "hp_str" in content else f"a fork of {name}"
     return f"{name} (partial convolutions)" if partial else name
-
-
-def _weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights of a separator without `module.`, or nothing."""
-    for candidate in (*(content.get(name) for name in CONTAINERS), content):
-        if not isinstance(candidate, Mapping):
-            continue
-        state = {str(k).removeprefix("module."): v for k, v in candidate.items() if isinstance(v, Tensor)}
-        if len(MARKS & state.keys()) > 1:
-            return state
-    return {}
 
 
 def _sizes(
@@ -216,4 +227,5 @@ def _read_graph(path: Path, settings: Settings) -> Foreign:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     state = dict(network.state_dict())
-    return Foreign("ONNX mask network", str(path), settings, {"kind": "onnx"}, state, bins, dim)
+    assumed = () if settings.known else ("the published front end",)
+    return Foreign("ONNX mask network", str(path), settings, {"kind": "onnx"}, state, bins, dim, assumed)

@@ -14,6 +14,7 @@ from utils.errors import UserError
 
 PUBLISHED_SIZES = {"sample_rate": 16000, "n_fft": 1200, "hop_length": 160, "win_length": 400}
 """The public re-implementation's defaults, which hold where a file says nothing."""
+PUBLISHED = "the published defaults"
 LEVELS = {"min_level_db": -100.0, "ref_level_db": 20.0}
 """The only ones that its front end has here (model/spectral.py, to_db)."""
 ACTIVATIONS = {"voicefilter": "relu", "voicesplit": "mish"}
@@ -22,12 +23,19 @@ ACTIVATIONS = {"voicefilter": "relu", "voicesplit": "mish"}
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of the front end, and what weights do not tell; `source`, where they stand, is not compared."""
+    """Sizes of the front end, and what weights do not tell; `windows`: frames of the embedder's, and from one
+    to the next. `source`, where they stand, is not compared."""
 
-    source: str = field(default="the published defaults", compare=False)
+    source: str = field(default=PUBLISHED, compare=False)
     audio: Mapping[str, int] = field(default_factory=lambda: dict(PUBLISHED_SIZES))
     activation: str | None = None
     embedding_dim: int | None = None
+    windows: tuple[int, int] | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether a file said them."""
+        return self.source != PUBLISHED
 
 
 def settings_of(content: Mapping[str, Any], where: str) -> Settings | None:
@@ -99,7 +107,9 @@ def _settings(tree: dict[str, Any], where: str) -> Settings:
             f"{where}: num_freq {bins}: n_fft {sizes['n_fft']} has {sizes['n_fft'] // 2 + 1} bins"
         )
     dim = _number(sections["embedder"], "emb_dim", where) or _number(sections["model"], "emb_dim", where)
-    return Settings(where, sizes, _activation(tree, where), dim)
+    window, stride = (_number(sections["embedder"], key, where) for key in ("window", "stride"))
+    windows = (window, stride) if window and stride else None
+    return Settings(where, sizes, _activation(tree, where), dim, windows)
 
 
 def _activation(tree: dict[str, Any], where: str) -> str | None:

@@ -146,6 +146,7 @@ class OnnxEmbedder(Embedder):
     front: MelSpectrogram
     samples_at_once = 1_000_000
     unit_length = False
+    differentiable = False
 
     def __init__(
         self,

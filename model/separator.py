@@ -59,6 +59,12 @@ def build_network(options: Network, bins: int, embedding_dim: int) -> MaskNetwor
     assert_never(options)
 
 
+def _learnt(config: Config) -> dict[str, Any]:
+    """What weights belong to: the front end and the network without what only inference sees."""
+    adaptive = {"suppression", "smoothing", "slope", "offset"}
+    return config.model_dump(include={"audio", "network"}, exclude={"network": adaptive})
+
+
 class Separator(nn.Module):
     """Spectral front end, embedder and mask network; the mixture's phase is reused.
 
@@ -122,14 +128,23 @@ class Separator(nn.Module):
         """Mixture [C, N] at `sample_rate` Hz and one embedding [1, D] (None: there is none) -> estimate
         [C, N].
 
-        Every channel is separated by itself; long signals go through in overlapping, cross-faded chunks.
+        Every channel is separated by itself; long signals go through in overlapping, cross-faded chunks, or,
+        where the network is causal, as a stream, which is exact.
         """
+        chunk, overlap = (round(s * self.sample_rate) for s in (CHUNK_SECONDS, OVERLAP_SECONDS))
+        if isinstance(self.network, Lite) and self.spectral.pad_mode == "constant":
+            from model.streaming import StreamingSeparator  # which has a separator
+
+            vectors = None if embedding is None else embedding.expand(len(mixture), -1)
+            stream = StreamingSeparator(self, vectors)
+            blocks = torch.from_numpy(mixture).split(chunk, dim=1)
+            done = [stream(block.to(self.device)).cpu() for block in blocks]
+            return torch.cat([*done, stream.flush().cpu()], dim=1).numpy()
 
         def process(piece: Tensor) -> Tensor:
             vectors = None if embedding is None else embedding.expand(len(piece), -1)
             return self(piece.to(self.device), vectors).cpu()
 
-        chunk, overlap = (round(s * self.sample_rate) for s in (CHUNK_SECONDS, OVERLAP_SECONDS))
         return overlap_add(process, torch.from_numpy(mixture), chunk, overlap).numpy()
 
     def content(self) -> dict[str, Any]:
@@ -152,16 +167,15 @@ class Separator(nn.Module):
             )
         try:
             own = check_config(content["config"], where)
+            if config is not None:
+                there, here = (_learnt(c) for c in (own, config))
+                if changes := differences(there, here):
+                    raise UserError(f"{where}: was trained with another configuration ({'; '.join(changes)})")
             conditioned = own.network.embedding == "reference"
-            separator = cls(own, embedder_from_content(content, where) if conditioned else None)
+            separator = cls(config or own, embedder_from_content(content, where) if conditioned else None)
             separator.network.load_state_dict(content["network"])
         except (KeyError, TypeError, RuntimeError) as error:
             raise UserError(f"{where}: a damaged separator checkpoint ({type(error).__name__})") from error
-        if config is not None:
-            there, here = (c.model_dump(include={"audio", "network"}) for c in (own, config))
-            if changes := differences(there, here):
-                raise UserError(f"{where}: was trained with another configuration ({'; '.join(changes)})")
-            separator.config, separator.precision = config, config.train.precision
         return separator
 
     @classmethod

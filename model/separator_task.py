@@ -53,6 +53,9 @@ class SeparatorTask(Task):
         _check_trainable(config)
         embedder = load_embedder(config.embedder) if config.network.embedding == "reference" else None
         joint = config.train.embedder == "joint"
+        if embedder is not None and not embedder.differentiable and (joint or config.loss.needs_embedder):
+            asks = "train.embedder joint" if joint else "loss.srl and loss.triplet_srl"
+            raise UserError(f"{config.embedder}: an ONNX graph gives no gradients, which {asks} needs")
         self.separator = Separator(config, embedder).to(device)
         self.groups = [parameter_group(self.separator.network.parameters())]
         if joint and embedder is not None:
@@ -94,11 +97,9 @@ class SeparatorTask(Task):
             raise UserError(
                 f"{where}: its network ({other.config.network}) is not ({self.config.network})"
             ) from error
-        if other.config.network.input != self.config.network.input:
-            print(
-                f"NOTE: {where}: its network has learnt from input {other.config.network.input}, "
-                f"not {self.config.network.input}"
-            )
+        there, here = (c.model_dump(include={"audio", "network"}) for c in (other.config, self.config))
+        if changes := differences(there, here):
+            print(f"NOTE: {where}: its weights were learnt with other settings: {'; '.join(changes)}")
         own, learnt = self.separator.embedder, other.embedder
         if own is None or learnt is None or own.fingerprint() == learnt.fingerprint():
             return

@@ -10,7 +10,6 @@ from config.network_schema import Loss
 from model.embedder import Embedder
 from model.losses import Comparison
 
-
 SHORTEST = 1e-3
 """Embeddings of a length below it, such as of silence, are not stretched to 1, which has no bounded slope."""
 

@@ -23,6 +23,7 @@ import generator
 import inference
 import trainer
 from datasets.corpus import split_speakers
+from model.embedder import Embedder
 from tests.conftest import TINY, die, tone_voice, write_librispeech
 from utils.audio import write_audio
 from utils.checkpoint import load_checkpoint
@@ -130,6 +131,20 @@ def test_training_starts_from_another_run_s_weights(
     other = train_arguments(tmp_path / "x", store, embedder_file, "network.lstm_dim=8")
     code, _, err = run(trainer.main, *other, "--checkpoint_path", trained)
     assert code == 2 and "its network" in err
+    other = train_arguments(tmp_path / "y", store, embedder_file, "train.steps=1", "network.exponent=0.5")
+    code, out, _ = run(trainer.main, *other, "--checkpoint_path", trained)
+    assert code == 0 and "its weights were learnt with other settings" in out
+    assert "network.exponent: 0.3 -> 0.5" in out
+
+
+def test_an_embedder_without_gradients_is_refused_at_the_start(
+    run: Runner, store: Path, embedder_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Embedder, "differentiable", False)
+    arguments = train_arguments(tmp_path, store, embedder_file, "train.embedder=joint")
+    code, _, err = run(trainer.main, *arguments)
+    assert code == 2 and "gives no gradients, which train.embedder joint needs" in err
+    assert run(trainer.main, *train_arguments(tmp_path, store, embedder_file, "train.steps=1"))[0] == 0
 
 
 def test_evaluate_scores_the_whole_set_and_reuses_its_tables(
@@ -151,6 +166,20 @@ def test_evaluate_scores_the_whole_set_and_reuses_its_tables(
     before = (folder / "per_utterance.csv").stat().st_mtime_ns
     assert run(evaluate.main, *arguments)[0] == 0
     assert (folder / "per_utterance.csv").stat().st_mtime_ns == before
+
+
+def test_evaluate_scores_what_the_mask_leaves(
+    run: Runner, trained: Path, store: Path, tmp_path: Path
+) -> None:
+    assert run(evaluate.main, trained, "--data", store, "-o", tmp_path)[0] == 0
+    code, _, err = run(evaluate.main, trained, "--data", store, "-o", tmp_path, "--mask", "inv_sub")
+    assert (code, err) == (0, "")
+    voice, rest = (
+        list(csv.DictReader((tmp_path / f"m-best-test{use}" / "per_utterance.csv").open()))
+        for use in ("", "-inv_sub-1")
+    )
+    assert [row["si_sdr_before"] for row in voice] == [row["si_sdr_before"] for row in rest]
+    assert [row["si_sdr_after"] for row in voice] != [row["si_sdr_after"] for row in rest]
 
 
 def test_evaluate_and_inference_give_the_same_estimate(

@@ -461,8 +461,83 @@ def test_what_is_not_complete_or_not_supported_is_refused_in_one_sentence(
         assert words in str(error.value) and "\n" not in str(error.value), (words, str(error.value))
         assert str(error.value).startswith(str(tmp_path / f"{number}.pt")), str(error.value)
     torch.save({"model": STATE, "optimizer": Path}, tmp_path / "evil.pt")
-    with pytest.raises(UserError, match="not a checkpoint that can be read safely"):
+    with pytest.raises(UserError, match=r"not a checkpoint that can be read safely: .* run code"):
         read_foreign(tmp_path / "evil.pt")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_damaged_file_is_one_sentence_wherever_it_is_cut(tmp_path: Path, legacy: bool) -> None:
+    path, cut = tmp_path / "whole.pt", tmp_path / "cut.pt"
+    torch.save(checkpoint(STATE, hp_str=HP), path, _use_new_zipfile_serialization=not legacy)
+    whole = path.read_bytes()
+    for length in (0, 1, 2, 20, 200, len(whole) // 2, len(whole) - 5):
+        cut.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"cut.pt: not a checkpoint .* (empty|cut off|damaged|PyTorch)"):
+            load_checkpoint(cut)
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, 2000, 5):
+            damaged[place] = rng.integers(256)
+        cut.write_bytes(damaged)
+        try:
+            load_checkpoint(cut)
+        except UserError as error:
+            assert len(str(error).splitlines()) == 1 and "weights_only" not in str(error)
+    cut.write_text("no pickle at all")
+    with pytest.raises(UserError, match="no PyTorch file"):
+        load_checkpoint(cut)
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x07")
+    with pytest.raises(UserError, match=r"no PyTorch file; convert\.py reads ONNX graphs"):
+        load_checkpoint(tmp_path / "model.onnx")
+
+
+def test_a_separator_is_not_taken_for_an_embedder(tmp_path: Path) -> None:
+    for name in ("release", "fork"):
+        path = tmp_path / f"{name}.pt"
+        torch.save(checkpoint(STATE, hp_str=HP) if name == "release" else STATE, path)
+        with pytest.raises(UserError, match="is a separator without its embedder"):
+            load_embedder(str(path))
+
+
+def test_a_list_of_missing_keys_is_short(tmp_path: Path) -> None:
+    torch.save({k: v for k, v in STATE.items() if "conv.1" not in k}, tmp_path / "c.pt")
+    with pytest.raises(UserError, match=r"missing conv\.\d+.* and \d+ more") as error:
+        read_foreign(tmp_path / "c.pt", settings_file(_yaml(tmp_path)))
+    assert len(str(error.value)) < 600
+
+
+def _yaml(folder: Path) -> Path:
+    (folder / "theirs.yaml").write_text(HP)
+    return folder / "theirs.yaml"
+
+
+def test_what_is_assumed_is_said(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "fork.pt")
+    settings = settings_file(_yaml(tmp_path))
+    assert settings is not None
+    told = read_foreign(tmp_path / "fork.pt", settings, "mish")
+    assert told.assumed == () and "NOTE" not in told.describe()
+    untold = read_foreign(tmp_path / "fork.pt", settings)
+    assert untold.assumed == ("activation relu (--activation)",) and "NOTE" in untold.describe()
+    assert "the published front end" in read_foreign(tmp_path / "fork.pt").assumed
+    torch.save(checkpoint(STATE, hp_str=HP), tmp_path / "release.pt")
+    assert read_foreign(tmp_path / "release.pt").assumed == ()
+
+
+def test_the_embedder_hears_the_windows_that_the_checkpoint_says(tmp_path: Path) -> None:
+    """The first release had windows of 160 frames every 80, later ones 80 every 40, with the same keys."""
+    torch.save(embedder_state(768, "proj.linear_layer", 0.1), tmp_path / "embedder.pt")
+    embedder = load_embedder(str(tmp_path / "embedder.pt"))
+    assert (embedder.options["window"], embedder.options["window_hop"]) == (80, 40)
+    first = HP.replace("window: 80, stride: 40", "window: 160, stride: 80")
+    for name, text, expected in (("later", HP, (80, 40)), ("first", first, (160, 80))):
+        torch.save(checkpoint(STATE, hp_str=text), tmp_path / f"{name}.pt")
+        used = read_foreign(tmp_path / f"{name}.pt").build(embedder).embedder
+        assert used is not None
+        assert (used.options["window"], used.options["window_hop"]) == expected
+        for name, weight in embedder.state_dict().items():
+            torch.testing.assert_close(used.state_dict()[name], weight, atol=0, rtol=0)
 
 
 # ---------------------------------------------------------------- the commands

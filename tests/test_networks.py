@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from config.load import load_config
+from config.load import check_config, load_config
 from model.dvector import DVector
 from model.film_blstm import FilmBlstm
 from model.lite import Lite
@@ -20,6 +20,7 @@ from model.spectral import Spectral, from_db, to_db
 from model.streaming import StreamingSeparator
 from model.unet import UNet
 from model.voicefilter import LAYERS, PartialConv2d, VoiceFilter
+from utils.errors import UserError
 
 BINS, DIM, FRAMES = 33, 19, 11  # a dimension that no layer has
 SMALL_FILTER = {"channels": 4, "lstm_dim": 6, "fc1_dim": 7}
@@ -546,6 +547,31 @@ def test_a_stream_follows_its_embedding_and_begins_anew_after_its_end() -> None:
     other = streamed(StreamingSeparator(separator, embedding.flip(0)), mixture, [300])
     assert (other - whole).abs().max() > 1e-4
     assert stream.flush().shape == (2, 0)
+
+
+@pytest.mark.parametrize("suppression", ["full", "adaptive"])
+def test_a_long_file_goes_through_lite_as_one_stream(suppression: str) -> None:
+    separator = lite_separator(suppression, "audio.hop_length=400", dim=256)
+    mixture, embedding = 0.1 * torch.randn(2, 21 * separator.sample_rate + 7), torch.randn(1, 256)
+    with torch.inference_mode():
+        whole = separator(mixture, embedding.expand(2, -1))
+    torch.testing.assert_close(
+        torch.from_numpy(separator.separate(mixture.numpy(), embedding)), whole, atol=1e-5, rtol=0
+    )
+
+
+def test_how_much_lite_suppresses_is_chosen_after_training() -> None:
+    separator = lite_separator("full")
+    other = separator.config.model_dump()
+    other["network"] |= {"suppression": "adaptive", "offset": 0.5, "smoothing": 0.5}
+    config = check_config(other, "other")
+    adaptive = Separator.from_content(separator.content(), "here", config).eval()
+    mixture = torch.randn(1, 2000)
+    with torch.inference_mode():
+        assert (adaptive(mixture, None) - separator(mixture, None)).abs().max() > 1e-3
+    other["network"]["lstm_dim"] = 9
+    with pytest.raises(UserError, match=r"another configuration \(network\.lstm_dim: 8 -> 9\)"):
+        Separator.from_content(separator.content(), "here", check_config(other, "other"))
 
 
 def test_a_stream_waits_for_its_latency_at_most_and_once_exactly() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-import pickle
-import zipfile
+import re
+import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -31,20 +32,32 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        zipfile.BadZipFile,
-        ValueError,
-        KeyError,
-        OSError,
-    ) as error:
-        reason = str(error).strip().splitlines()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the pickle's age
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
         raise UserError(
-            f"{path}: not a checkpoint that can be read safely ({reason[0] if reason else 'truncated'})"
+            f"{path}: not a checkpoint that can be read safely: {_reason(path, error)}"
         ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
     return content
+
+
+def _reason(path: Path | str, error: Exception) -> str:
+    """Why a file could not be read, in our words."""
+    with Path(path).open("rb") as file:
+        start = file.read(8)
+    if not start:
+        return "it is empty"
+    if not start.startswith((b"PK", b"\x80")):
+        graph = Path(path).suffix.lower() == ".onnx"
+        return "no PyTorch file; convert.py reads ONNX graphs" if graph else "no PyTorch file"
+    named = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(r"type (\S+) in order", str(error))
+    if named:
+        return f"it would run code ({named[1]})"
+    if isinstance(error, UnpicklingError):
+        return "it is damaged, or would run code"
+    return "it is cut off or damaged"
