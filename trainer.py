@@ -31,13 +31,12 @@ from config.load import (
 )
 from config.schema import Config
 from datasets.dataset import Batch
-from model.embedder_task import EmbedderTask
+from model.build_task import build_task, with_sources
 from model.failure import too_large
 from model.learner import Learner
 from model.patience import describe_figure, figure_score
 from model.run_folder import RunFolder
 from model.seeds import report_seeds
-from model.separator_task import SeparatorTask
 from model.task import Outcome, Task
 from utils import distributed
 from utils.checkpoint import load_checkpoint
@@ -62,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = options.model
     if not name or name in (".", "..") or Path(name).name != name:
         raise UserError(f"-m {name!r}: expected a name without folders")
-    config = _with_options(load_any_config(options.config, options.overrides), options)
+    config = load_any_config(options.config, options.overrides)
+    config = with_sources(config, options.corpus or (), options.embedder)
     with distributed.process_group(choose_device(options.device)) as device:
         if config.train.seeds is None:
             return train_once(config, name, options, device)
@@ -102,29 +102,6 @@ def train_seeds(
     if distributed.rank() == 0:
         report_seeds(folder, runs)
     return 0
-
-
-def _with_options(config: Config | EmbedderConfig, options: argparse.Namespace) -> Config | EmbedderConfig:
-    """The configuration with what `-d` and `-e` name. Raises UserError where they have no meaning."""
-    if isinstance(config, EmbedderConfig):
-        if options.embedder:
-            raise UserError(f"-e {options.embedder}: this configuration trains an embedder of its own")
-        if options.corpus:
-            data = config.data.model_copy(update={"corpus": options.corpus})
-            config = config.model_copy(update={"data": data})
-        return config
-    if options.corpus:
-        raise UserError(
-            f"-d {options.corpus[0]}: a separator learns from a store, {config.store.folder} (store.folder); "
-            "-d goes with generator.py, or with an embedder's configuration"
-        )
-    return config.model_copy(update={"embedder": options.embedder}) if options.embedder else config
-
-
-def build_task(config: Config | EmbedderConfig, device: torch.device) -> Task:
-    if isinstance(config, EmbedderConfig):
-        return EmbedderTask(config, device)
-    return SeparatorTask(config, device)
 
 
 class Run:

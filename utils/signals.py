@@ -10,8 +10,8 @@ STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") i
 """Slurm sends the last one, if asked to, before it takes a machine away."""
 
 
-class Interrupted(Exception):
-    """A signal has ended what can be done again later."""
+class Interrupted(BaseException):
+    """A signal has ended what can be done again later; no library takes it for an error of its own."""
 
 
 class StopSignals:
