@@ -3,20 +3,20 @@
     python trainer.py -c config/voicefilter.yaml -m NAME
     python trainer.py -c config/embedder/ge2e.yaml -d CORPUS -m NAME
 
-writes chkpt/NAME/last.pt (to resume), chkpt/NAME/best.pt (by validation SDR or EER) and logs/NAME.
+writes chkpt/NAME/last.pt (to resume), chkpt/NAME/best.pt (by validation SDR or EER) and logs/NAME. SIGTERM,
+SIGINT and SIGUSR1 save at once; the exit code is then 128 + the signal's number (143, 130, 138).
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -31,16 +31,20 @@ from config.load import (
 )
 from config.schema import Config
 from datasets.dataset import Batch
-from model.embedder_task import EmbedderTask
-from model.optimization import learning_rate, make_optimizer, set_learning_rate
-from model.separator_task import SeparatorTask
-from model.task import Task, to_device
+from model.build_task import build_task, with_sources
+from model.failure import too_large
+from model.learner import Learner
+from model.patience import describe_figure, figure_score
+from model.run_folder import RunFolder
+from model.seeds import report_seeds
+from model.task import Outcome, Task
 from utils import distributed
-from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.device import choose_device
+from utils.checkpoint import load_checkpoint
+from utils.device import choose_device, is_out_of_memory
 from utils.errors import UserError
 from utils.files import write_csv
 from utils.logger import RunLogger
+from utils.signals import Interrupted, StopSignals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,37 +61,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = options.model
     if not name or name in (".", "..") or Path(name).name != name:
         raise UserError(f"-m {name!r}: expected a name without folders")
-    config = _with_options(load_any_config(options.config, options.overrides), options)
+    config = load_any_config(options.config, options.overrides)
+    config = with_sources(config, options.corpus or (), options.embedder)
     with distributed.process_group(choose_device(options.device)) as device:
-        torch.manual_seed(config.train.seed)  # the first weights
-        with distributed.in_turn():
-            task = build_task(config, device)
-        run = Run(task, Path(options.base_dir), name, device)
+        if config.train.seeds is None:
+            return train_once(config, name, options, device)
+        return train_seeds(config, name, options, device)
+
+
+def train_once(
+    config: Config | EmbedderConfig, name: str, options: argparse.Namespace, device: torch.device
+) -> int:
+    """One training, from its start or from where it stands; returns the exit code."""
+    torch.manual_seed(config.train.seed)  # the first weights
+    with distributed.in_turn():
+        task = build_task(config, device)
+    run = Run(task, Path(options.base_dir), name, device)
+    with run.folder.locked():
         run.load(options.checkpoint_path, options.allow_changes)
-        return run.train()
+        try:
+            return run.train()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise too_large(error, config) from error
+            raise
 
 
-def _with_options(config: Config | EmbedderConfig, options: argparse.Namespace) -> Config | EmbedderConfig:
-    """The configuration with what `-d` and `-e` name. Raises UserError where they have no meaning."""
-    if isinstance(config, EmbedderConfig):
-        if options.embedder:
-            raise UserError(f"-e {options.embedder}: this configuration trains an embedder of its own")
-        if options.corpus:
-            data = config.data.model_copy(update={"corpus": options.corpus})
-            config = config.model_copy(update={"data": data})
-        return config
-    if options.corpus:
-        raise UserError(
-            f"-d {options.corpus[0]}: a separator learns from a store, {config.store.folder} (store.folder); "
-            "-d goes with generator.py, or with an embedder's configuration"
-        )
-    return config.model_copy(update={"embedder": options.embedder}) if options.embedder else config
-
-
-def build_task(config: Config | EmbedderConfig, device: torch.device) -> Task:
-    if isinstance(config, EmbedderConfig):
-        return EmbedderTask(config, device)
-    return SeparatorTask(config, device)
+def train_seeds(
+    config: Config | EmbedderConfig, name: str, options: argparse.Namespace, device: torch.device
+) -> int:
+    """A training NAME/seed-N for each of `train.seeds`, one after the other, and a table of what they
+    reach."""
+    folder, runs = Path(options.base_dir) / "chkpt" / name, {}
+    for seed in config.train.seeds or ():
+        train = config.train.model_copy(update={"seed": seed, "seeds": None})
+        runs[seed] = folder / f"seed-{seed}"
+        own = f"{name}/seed-{seed}"
+        if code := train_once(config.model_copy(update={"train": train}), own, options, device):
+            return code
+    if distributed.rank() == 0:
+        report_seeds(folder, runs)
+    return 0
 
 
 class Run:
@@ -95,32 +109,35 @@ class Run:
 
     def __init__(self, task: Task, base: Path, name: str, device: torch.device) -> None:
         self.task, self.config, self.device = task, task.config, device
-        self.folder, self.logs = base / "chkpt" / name, base / "logs" / name
+        self.folder = RunFolder(base / "chkpt" / name, self.config.train.keep)
+        self.logs = base / "logs" / name
         self.first = distributed.rank() == 0
-        self.objective = distributed.wrap(task.objective, device)
-        self.optimizer = make_optimizer(task.groups, self.config.train)
-        self.parameters = [p for group in task.groups for p in group["params"]]
+        self.learner = Learner(task, device, self.folder.path)
+        self.objective, self.patience = self.learner.objective, self.learner.patience
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
-        self.signal = self.stop_signal = 0
+        self.validated = 0  # the step of the last validation
+        self.signals, self.stop_signal = StopSignals(), 0
         self.mark = 0.0
 
     # -------------------------------------------------------- state
 
     def load(self, initial: str | None, allow_changes: bool) -> None:
         """Resumes from `last.pt` if the run has one, else starts from the weights of `initial` if given."""
-        last = self.folder / "last.pt"
-        if not last.exists():
+        found = self.folder.read_last()
+        if found is None:
             if initial:
                 content = load_checkpoint(initial)
                 self.task.start_from(content, initial)
                 self.task.speakers |= set(content.get("training_speakers", ()))
+                self.learner.averages.restart()
             return
+        last, content = found
         if initial:
             print(f"{last}: goes on with this run; --checkpoint_path {initial} is for new ones")
-        content = load_checkpoint(last)
         if "config" not in content or "examples" not in content.get("training", ()):
             raise UserError(
-                f"{last}: no checkpoint that a training can go on from; remove it, or use another -m"
+                f"{last}: no checkpoint that a training can go on from; remove {last.parent}, "
+                "or use another -m"
             )
         there = with_defaults(content["config"], str(last))
         changes = differences(there, self.config.model_dump())
@@ -131,34 +148,40 @@ class Run:
                 f"{last}: this run was started with another configuration ({'; '.join(changes)}); "
                 "use another -m NAME, or --allow_changes to go on with the new one"
             )
-        training = content["training"]
         try:
-            self.task.load(content)
-            self.task.load_state(training["state"])
-            self.optimizer.load_state_dict(training["optimizer"])
+            self.learner.load(content)
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(
                 f"{last}: its weights do not fit another network ({'; '.join(changes) or error})"
             ) from error
+        training = content["training"]
         self.task.speakers |= set(content["training_speakers"])
-        self.step, self.seconds, self.best = training["step"], training["seconds"], training["best"]
+        self.step, self.seconds = training["step"], training["seconds"]
+        self.validated = training.get("validated", self.step)
+        if there["train"]["best"] == self.config.train.best:  # else scores so far say nothing
+            self.best = training["best"]
 
     def save(self, name: str, validation: dict[str, float] | None = None) -> None:
-        content = self.task.content() | {
-            "step": self.step,
-            "validation": validation or {},
-            "training_speakers": sorted(self.task.speakers),
-        }
-        if name == "last.pt":
-            content["training"] = {
+        """Writes a checkpoint: `last.pt` with what a training needs to go on, others to be used. Its weights
+        are the averages if there are any."""
+        with self.learner.averages.in_use():
+            content = self.task.content() | {
+                "step": self.step,
+                "validation": validation or {},
+                "training_speakers": sorted(self.task.speakers),
+            }
+            if name != "last.pt":
+                self.folder.save(name, content)
+                return
+            content["training"] = self.learner.state() | {
                 "step": self.step,
                 "seconds": self.seconds,
                 "best": self.best,
-                "state": self.task.state(),
-                "optimizer": self.optimizer.state_dict(),
+                "validated": self.validated,
                 "examples": self.task.examples,
             }
-        save_checkpoint(self.folder / name, content)
+            regular = self.step % self.config.train.save_every == 0 or self.over
+            self.folder.save_last(content, self.step, regular)
 
     @property
     def progress(self) -> float:
@@ -168,84 +191,85 @@ class Run:
         return min(1.0, max(self.step / self.last_step, by_time))
 
     @property
+    def over(self) -> bool:
+        return self.progress >= 1 or self.patience.given_up
+
+    @property
     def last_step(self) -> int:
         """Steps until the end, unless the minutes are over before."""
         train = self.config.train
         return min(train.steps, (train.epochs or train.steps) * self.task.steps_per_epoch)
 
+    def describe(self) -> str:
+        """The best score, in words."""
+        name = self.config.train.best
+        return self.task.describe(self.best) if name is None else describe_figure(name, self.best)
+
     # -------------------------------------------------------- the loop
 
     def train(self) -> int:
         """Steps until the end, validating and saving on the way; returns the exit code."""
-        if self.progress >= 1:
-            print(f"{self.folder}: finished at step {self.step}; {self.task.describe(self.best)}")
+        train, folder = self.config.train, self.folder.path
+        if self.over and self.validated == self.step:
+            why = f", {train.patience} validations without a better score" if self.patience.given_up else ""
+            print(f"{folder}: finished at step {self.step}{why}; {self.describe()}")
             return 0
-        train = self.config.train
         log = RunLogger(self.logs, self.step) if self.first else None
         if log and self.task.left_out:
             write_csv(self.logs / "unusable.csv", ("path", "cause"), self.task.left_out)
             print(f"{self.logs / 'unusable.csv'}: {len(self.task.left_out)} files and people left out")
         with distributed.in_turn():  # what the first computes and keeps, the others find
             batches = self.task.batches(self.step, pin=self.device.type == "cuda")
-        self._catch_signals()
-        learnt = sum(p.numel() for p in self.parameters)
-        print(f"{self.folder}: {learnt / 1e6:.2f} M parameters, {self.device}, from step {self.step}")
-        self.mark, finished = time.monotonic(), False
-        with tqdm(
-            desc="train", total=self.last_step, initial=self.step, unit="step", disable=not self.first
-        ) as bar:
-            while not (finished or self.stop_signal):
-                values = self.take_step(next(batches))
-                self._agree()
-                finished = self.progress >= 1
-                bar.update()
-                if log and self.step % train.log_every == 0:
-                    self._log_step(log, bar, values)
-                if self.step % train.validate_every == 0 or finished:
-                    self.validate(log, bar)
-                if self.step % train.save_every == 0 or finished or self.stop_signal:
-                    self._agree()
-                    if self.first:
-                        self.save("last.pt")
+        learnt = sum(p.numel() for p in self.learner.parameters)
+        print(f"{folder}: {learnt / 1e6:.2f} M parameters, {self.device}, from step {self.step}")
+        self.mark = time.monotonic()
+        with (
+            self.signals.caught(),
+            tqdm(
+                desc="train", total=self.last_step, initial=self.step, unit="step", disable=not self.first
+            ) as bar,
+        ):
+            self._loop(batches, log, bar)
         if log:
             log.close()
         if self.stop_signal:
             print(f"stopped at step {self.step}, saved; run the same command again to go on")
             return 128 + self.stop_signal
-        print(f"{self.folder}: {self.step} steps, {self.task.describe(self.best)}")
+        if self.patience.given_up:
+            print(f"{folder}: stopped after {train.patience} validations without a better score, for good")
+        print(f"{folder}: {self.step} steps, {self.describe()}")
         return 0
 
-    def take_step(self, batch: Batch) -> dict[str, float]:
-        """One update from one batch; returns the criteria and the gradient's norm."""
-        # what is drawn in a step is a function of the step, so that a resumed run draws the same
-        key = np.random.SeedSequence([self.config.train.seed, self.step, distributed.rank()])
-        torch.manual_seed(int(key.generate_state(1)[0]))
-        self.objective.train()
-        self.task.before_step(self.step)
-        epoch = self.step // self.task.steps_per_epoch
-        rate = learning_rate(self.config.train, self.step, self.progress, epoch)
-        set_learning_rate(self.optimizer, rate)
-        values = self.objective(to_device(batch, self.device))
-        self.optimizer.zero_grad(set_to_none=True)
-        values["loss"].backward()
-        limit = self.config.train.clip_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
-        if not torch.isfinite(norm):
-            raise UserError(
-                f"step {self.step}: the gradient is {norm.item()} (loss {values['loss'].item()}); "
-                f"lower train.learning_rate ({self.config.train.learning_rate}) or set train.clip_norm"
-            )
-        self.optimizer.step()
-        self.task.after_step()
+    def _loop(self, batches: Iterator[Batch], log: RunLogger | None, bar: tqdm[Any]) -> None:
+        train = self.config.train
+        if self._is_due(self.progress >= 1):  # what a signal left out
+            self._validate(log, bar)
+            self._save_last()
+        finished = self.over
+        while not (finished or self.stop_signal):
+            values = self.take_step([next(batches) for _ in range(train.accumulate)])
+            self._agree()
+            finished = self.progress >= 1
+            bar.update()
+            if log and self.step % train.log_every == 0:
+                self._log_step(log, bar, values)
+            if self._is_due(finished) and not self.stop_signal:
+                self._validate(log, bar)
+            finished = finished or self.patience.given_up
+            if self.step % train.save_every == 0 or finished or self.stop_signal:
+                self._save_last()
+
+    def take_step(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """One update from `train.accumulate` batches; returns what is to be logged of it."""
+        values = self.learner.take_step(self.step, self.progress, batches)
         self.step += 1
-        scalars = {name: value.item() for name, value in values.items()}
-        return scalars | {"gradient_norm": norm.item(), "learning_rate": rate}
+        return values
 
     def validate(self, log: RunLogger | None, bar: tqdm[Any]) -> None:
         """Scores the whole validation split and keeps the best weights; the other ranks wait."""
         if log:
             self.objective.eval()
-            outcome = self.task.validate()
+            outcome = self.judged(self.task.validate())
             log.scalars(self.step, outcome.summary, "validation")
             for name, image in outcome.pictures.items():
                 log.picture(self.step, image, name)
@@ -257,24 +281,51 @@ class Run:
 
     # -------------------------------------------------------- parts
 
+    def judged(self, outcome: Outcome) -> Outcome:
+        """The outcome with the score that `train.best` names. Raises UserError where there is no such
+        figure."""
+        name = self.config.train.best
+        if name is not None and name not in outcome.summary:
+            self.save("last.pt")
+            raise UserError(
+                f"train.best {name}: the validation knows {', '.join(sorted(outcome.summary))}; name one of "
+                "them, and go on with --allow_changes"
+            )
+        return outcome if name is None else replace(outcome, score=figure_score(name, outcome.summary[name]))
+
+    def _is_due(self, finished: bool) -> bool:
+        return (finished or self.step % self.config.train.validate_every == 0) and self.validated < self.step
+
+    def _validate(self, log: RunLogger | None, bar: tqdm[Any]) -> None:
+        """Validates, unless a signal comes: then it is done when the run goes on."""
+        before = self.best
+        alone = distributed.is_alone()  # else the other ranks would wait for this one
+        with self.learner.averages.in_use():
+            try:
+                with self.signals.interrupting(alone):
+                    self.validate(log, bar)
+            except Interrupted:
+                self.best, self.stop_signal = before, self.signals.number
+                return
+        self.patience.see(distributed.from_first(float(self.best > before), self.device) > 0)
+        self.validated = self.step
+
+    def _save_last(self) -> None:
+        self._agree()
+        if self.first:
+            self.save("last.pt")
+
     def _agree(self) -> None:
         """Adds the time since the last call; all ranks have one clock, and stop when one has been stopped."""
         now = time.monotonic()
         self.seconds, self.mark = self.seconds + now - self.mark, now
         self.seconds = distributed.from_first(self.seconds, self.device)
-        self.stop_signal = distributed.any_rank(self.signal, self.device)
+        self.stop_signal = distributed.any_rank(self.signals.number, self.device)
 
     def _log_step(self, log: RunLogger, bar: tqdm[Any], values: dict[str, float]) -> None:
-        best = f"{self.task.describe(self.best)}, " if self.best > -math.inf else ""
+        best = f"{self.describe()}, " if self.best > -math.inf else ""
         bar.set_postfix_str(f"loss {values['loss']:.4f}, {best}{self.progress:.0%} done")
         log.scalars(self.step, values, "train")
-
-    def _catch_signals(self) -> None:
-        def stop(number: int, frame: object) -> None:
-            self.signal = number
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
 
 
 if __name__ == "__main__":

@@ -112,39 +112,69 @@ def check_sounds(corpora: Corpora, sounds: Iterable[str], room: Reverberation) -
 
 
 class Training(Options):
-    """The training loop: it ends after `steps`, `epochs` or `minutes`, whichever comes first.
+    """The training loop: it ends after `steps`, `epochs` or `minutes`, whichever comes first, or when
+    `patience` validations in a row brought no better score.
 
-    `schedule`: constant, half a cosine down to zero, `halved` every `halve_every` steps, or `exponential`:
-    times `decay` after every epoch; `clip_norm`
-    limits the gradient's Euclidean length. `validate_every`, `save_every` and `log_every` count steps;
-    `precision` auto is bf16 where it is fast.
+    A step sees `accumulate` batches and takes the mean of their gradients. `optimizer` adabound (Luo et al.
+    2019, of the package pytorch-optimizer) begins as Adam and ends as SGD with the rate `final_rate`.
+    `schedule`: constant, half a cosine down to zero, `halved` every `halve_every` steps, `exponential`:
+    times `decay` after every epoch, or `plateau`: times `factor` after `patience_lr` validations without a
+    better score. `clip_norm` limits the Euclidean length of the whole step's gradient. `ema`: what is
+    validated and used afterwards are averages of the weights, ema * average + (1 - ema) * weights after
+    every step.
+
+    `best`: the figure of the validation that best.pt is chosen by (null: SDR or EER); of `loss`, `eer` and
+    `min_dcf`, and of the output where nobody is asked for (`absent_level_mean`), the lowest is the best.
+    `keep`: how many of the newest last.pt stay as step-NUMBER.pt. `validate_every`, `save_every` and
+    `log_every` count steps. `precision` auto is bf16 where it is fast; fp16 (CUDA only) scales the loss.
+
+    A step whose loss or gradient is not finite, or whose loss exceeds `explosion` times the median of the
+    last 100 losses (while that is positive), ends the training; up to `skip_failures` in a row are skipped.
+    `seeds`: one training after another with each of them as its `seed`, and a table of what they reach.
     """
 
     steps: int = Field(200_000, ge=1)
     epochs: int | None = Field(None, ge=1)
     minutes: float | None = Field(None, gt=0)
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    patience: int | None = Field(None, ge=1)
+    accumulate: int = Field(1, ge=1)
+    optimizer: Literal["adam", "adamw", "sgd", "adabound"] = "adam"
     momentum: float = Field(0.0, ge=0, lt=1)
+    final_rate: float = Field(0.1, gt=0)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    schedule: Literal["constant", "cosine", "halved", "exponential"] = "constant"
+    schedule: Literal["constant", "cosine", "halved", "exponential", "plateau"] = "constant"
     halve_every: int | None = Field(None, ge=1)
     decay: float | None = Field(None, gt=0, le=1)
+    patience_lr: int | None = Field(None, ge=1)
+    factor: float = Field(0.5, gt=0, lt=1)
     warmup_steps: int = Field(0, ge=0)
     clip_norm: float | None = Field(None, gt=0)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    ema: float | None = Field(None, gt=0, lt=1)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    best: str | None = None
+    keep: int = Field(0, ge=0)
     validate_every: int = Field(1000, ge=1)
     save_every: int = Field(1000, ge=1)
     log_every: int = Field(20, ge=1)
+    skip_failures: int = Field(0, ge=0)
+    explosion: float | None = Field(None, gt=1)
     workers: int = Field(0, ge=0)
     seed: int = Field(0, ge=0)
+    seeds: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Training:
-        if (self.schedule == "halved") != (self.halve_every is not None):
-            raise ValueError(f"schedule {self.schedule}, halve_every {self.halve_every}: they go together")
-        if (self.schedule == "exponential") != (self.decay is not None):
-            raise ValueError(f"schedule {self.schedule}, decay {self.decay}: they go together")
+        for schedule, name in (
+            ("halved", "halve_every"),
+            ("exponential", "decay"),
+            ("plateau", "patience_lr"),
+        ):
+            value = getattr(self, name)
+            if (self.schedule == schedule) != (value is not None):
+                raise ValueError(f"schedule {self.schedule}, {name} {value}: they go together")
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum {self.momentum}: belongs to sgd, the optimizer is {self.optimizer}")
+        if self.seeds and len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {self.seeds} holds a seed twice")
         return self

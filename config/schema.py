@@ -175,9 +175,11 @@ class Train(Training):
     `embedder` frozen: the references' embeddings are computed once; joint: in every step, and the embedder
     learns, too, at `embedder_rate` times the learning rate. `embedding_noise` is the length of the random
     vector added to every unit-length embedding, so that the network cannot know few voices by heart.
+    `compile`: the mask network goes through torch.compile.
     """
 
     batch_size: int = Field(8, ge=1)
+    compile: bool = False
     embedder: Literal["frozen", "joint"] = "frozen"
     embedder_rate: float = Field(0.1, gt=0)
     embedding_noise: float = Field(0.0, ge=0)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from datasets.recipe import Clip, Recipe
 from datasets.references import References
 from datasets.store import StoredSplit
+from utils import signals
+from utils.errors import UserError
 
 Batch = dict[str, Tensor]
 
@@ -30,8 +32,9 @@ class StoredExamples(Dataset[Batch]):
 
     def __getitem__(self, rows: Sequence[int]) -> Batch:
         """Rows -> float32 tensors [B, ...] by field name, whether there is an `other_voice` (1 or 0) [B],
-        and what `references` gives."""
+        the numbers of the rows, `example` int64 [B], and what `references` gives."""
         batch = {name: torch.from_numpy(self.split.read_float(name, rows)) for name in self.fields}
+        batch["example"] = torch.tensor(rows, dtype=torch.int64)
         batch["other_voice"] = self.other_voice[list(rows)]
         return batch | self.references(self.owners[list(rows)].tolist())
 
@@ -69,14 +72,30 @@ class ShuffledBatches(Sampler[list[int]]):
             step += 1
 
 
+class InParts(Sampler[list[int]]):
+    """Every batch of a sampler as `parts` smaller ones, one after the other; their sizes are equal."""
+
+    def __init__(self, batches: Iterable[list[int]], parts: int) -> None:
+        self.batches, self.parts = batches, parts
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for rows in self.batches:
+            size = len(rows) // self.parts
+            for first in range(0, size * self.parts, size):
+                yield rows[first : first + size]
+
+
 def training_batches(
     examples: Dataset[Batch], sampler: Sampler[list[int]] | Sampler[int], workers: int, pin: bool
 ) -> Iterator[Batch]:
-    """Batches in the sampler's order; `workers` 0 reads them in this process."""
+    """Batches in the sampler's order; `workers` 0 reads them in this process.
+
+    Raises UserError for examples that cannot be read, and when a worker is killed.
+    """
     # a generator of its own: a loader draws a seed when it starts, which a resumed run would draw twice
-    return iter(
+    loader = iter(
         DataLoader(
-            examples,
+            _Told(examples),
             batch_size=None,
             sampler=sampler,
             num_workers=workers,
@@ -85,9 +104,39 @@ def training_batches(
             generator=torch.Generator(),
         )
     )
+    return _checked(loader, workers)
+
+
+class _Told(Dataset["Batch | UserError"]):
+    """Gives a user's error back instead of raising it: a loader would put its worker's traceback into it."""
+
+    def __init__(self, examples: Dataset[Batch]) -> None:
+        self.examples = examples
+
+    def __getitem__(self, index: Any) -> Batch | UserError:
+        try:
+            return self.examples[index]
+        except UserError as error:
+            return error
+
+
+def _checked(loader: Iterator[Batch | UserError], workers: int) -> Iterator[Batch]:
+    while True:
+        try:
+            batch = next(loader)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" in str(error) and "exited unexpectedly" in str(error):
+                raise UserError(
+                    f"one of {workers} loader processes was killed (is the memory full?); lower train.workers"
+                ) from error
+            raise
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
 
 
 def _leave_signals_alone(worker: int) -> None:
-    """Ctrl-C and a scheduler signal the whole group of processes; the trainer decides when workers end."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """The trainer decides when workers end."""
+    signals.ignore()

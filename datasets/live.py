@@ -39,13 +39,14 @@ class LiveExamples(Dataset[Batch]):
 
     def __getitem__(self, indices: Sequence[int]) -> Batch:
         """Example numbers -> `mixture_wave` and `target_wave` float32 [B, N], whether there is an
-        `other_voice` (1 or 0) [B], and what `references` gives."""
+        `other_voice` (1 or 0) [B], their numbers `example` int64 [B], and what `references` gives."""
         recipes = [self.drawer.draw(index) for index in indices]
         examples = [render(recipe, self.utterances, self.rate) for recipe in recipes]
         waves = {
             "mixture_wave": torch.from_numpy(np.stack([example.mixture for example in examples])),
             "target_wave": torch.from_numpy(np.stack([example.target for example in examples])),
             "other_voice": torch.tensor([float(recipe.other_voice) for recipe in recipes]),
+            "example": torch.tensor(indices, dtype=torch.int64),
         }
         return waves | self.references([self.numbers[recipe.reference] for recipe in recipes])
 

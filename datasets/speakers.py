@@ -212,12 +212,15 @@ class SpeakerCrops(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         """This rank's n = N / ranks people: `waveform` float32 [n * M, samples], as in `draw`, `label`
-        int64 [n]."""
+        int64 [n], and the crops' numbers `example` int64 [n * M]."""
         rows = range(self.rank, self.train.speakers, self.ranks)
         samples, labels, recipes = self._draw(step, rows)
         rendered = [render(recipe, self.utterances, self.rate).mixture for recipe in recipes]
         waveform = np.stack([np.resize(r, samples) for r in rendered])  # repeats what is shorter
-        return {"waveform": torch.from_numpy(waveform), "label": torch.tensor(labels, dtype=torch.int64)}
+        numbers = {"label": labels, "example": [recipe.index for recipe in recipes]}
+        return {"waveform": torch.from_numpy(waveform)} | {
+            name: torch.tensor(values, dtype=torch.int64) for name, values in numbers.items()
+        }
 
     def _draw(self, step: int, rows: Iterable[int]) -> tuple[int, list[int], list[Recipe]]:
         """Samples of a crop, labels [n] and recipes [n * M] of these rows, n of the batch's N people."""

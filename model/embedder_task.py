@@ -75,7 +75,9 @@ class EmbedderTask(Task):
         self.groups = _groups(self.embedder, self.criterion, config)
         self.speakers = set(self.crops.names)
         # as many people as there are
-        self.steps_per_epoch = max(1, len(self.crops.names) // config.train.speakers)
+        self.steps_per_epoch = max(
+            1, len(self.crops.names) // (config.train.speakers * config.train.accumulate)
+        )
         self.examples = self.split.fingerprint
         self.left_out = [*self.split.unusable, *self.crops.unusable, *self.crops.short]
         # a set that cannot be scored should be known before the training
@@ -115,7 +117,8 @@ class EmbedderTask(Task):
     # -------------------------------------------------------- examples
 
     def batches(self, start: int, pin: bool) -> Iterator[Batch]:
-        return training_batches(self.crops, Steps(start), self.config.train.workers, pin)
+        train = self.config.train
+        return training_batches(self.crops, Steps(start * train.accumulate), train.workers, pin)
 
     # -------------------------------------------------------- validation
 

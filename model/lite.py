@@ -74,6 +74,9 @@ class Lite(MaskNetwork):
             nn.Linear(noise_type_dim, 1),
         )
 
+    def compile_forward(self) -> None:
+        self._analyse = torch.compile(self._analyse)  # type: ignore[method-assign]
+
     def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
         """Magnitude [B, T, F] and embedding [B, D] -> soft mask [B, T, F]."""
         if self.training or self.suppression == "full":

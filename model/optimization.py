@@ -11,10 +11,10 @@ import torch
 from config.options import Training
 
 
-def learning_rate(train: Training, step: int, progress: float, epoch: int) -> float:
+def learning_rate(train: Training, step: int, progress: float, epoch: int, scale: float = 1.0) -> float:
     """Linear warm-up over `warmup_steps`, then constant, half a cosine to zero at the end, halved again and
-    again, or times `decay` for every epoch that is over."""
-    rate = train.learning_rate
+    again, or times `decay` for every epoch that is over; all times `scale`, that of the plateaus so far."""
+    rate = train.learning_rate * scale
     if train.schedule == "cosine":
         rate *= 0.5 * (1 + math.cos(math.pi * progress))
     if train.halve_every is not None:
@@ -39,6 +39,21 @@ def make_optimizer(groups: list[dict[str, Any]], train: Training) -> torch.optim
             return torch.optim.AdamW(groups, **arguments)
         case "sgd":
             return torch.optim.SGD(groups, momentum=train.momentum, **arguments)
+        case "adabound":
+            return _adabound(groups, arguments, train.final_rate)
+
+
+def _adabound(
+    groups: list[dict[str, Any]], arguments: dict[str, Any], final_rate: float
+) -> torch.optim.Optimizer:
+    """Imported only where it is asked for: that takes a second."""
+    from pytorch_optimizer import AdaBound
+
+    # the weights' decay is part of the gradient, as in the paper's own code and in torch's Adam
+    optimizer: torch.optim.Optimizer = AdaBound(
+        groups, final_lr=final_rate, weight_decouple=False, **arguments
+    )
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -14,6 +14,7 @@ from config.schema import Config
 from config.schema import Store as StoreOptions
 from datasets.dataset import (
     Batch,
+    InParts,
     ShuffledBatches,
     StoredExamples,
     different_references,
@@ -69,7 +70,10 @@ class SeparatorTask(Task):
         else:
             split = self.store.split("train")
             self.examples, examples = split.fingerprint, len(split)
-        self.steps_per_epoch = max(1, examples // (config.train.batch_size * distributed.world_size()))
+        step = config.train.batch_size * config.train.accumulate * distributed.world_size()
+        self.steps_per_epoch = max(1, examples // step)
+        if config.train.compile:
+            self.separator.network.compile_forward()
         self.mixtures: Scores | None = None
         held_out = self.store.report["splits"]["validation"]["speakers"]
         warn_of_heard(held_out, heard, config.embedder)
@@ -116,6 +120,7 @@ class SeparatorTask(Task):
 
     def batches(self, start: int, pin: bool) -> Iterator[Batch]:
         train, place = self.config.train, (distributed.rank(), distributed.world_size())
+        size = train.batch_size * train.accumulate  # a step's examples are the same in one batch or several
         if self.store.live or self.objective.embedder_learns:
             require_unchanged(self.store)
         if self.store.live:
@@ -123,17 +128,19 @@ class SeparatorTask(Task):
             clips = drawer.references()
             rate = self.separator.sample_rate
             live = LiveExamples(drawer, self.store.utterances, rate, clips, self._references(clips))
-            return training_batches(live, FreshBatches(train.batch_size, start, *place), train.workers, pin)
+            fresh = FreshBatches(size, start, *place)
+            return training_batches(live, InParts(fresh, train.accumulate), train.workers, pin)
         split = self.store.split("train")
-        if len(split) < train.batch_size * place[1]:
+        if len(split) < size * place[1]:
+            parts = f" x {train.accumulate} batches a step" if train.accumulate > 1 else ""
             raise UserError(
-                f"train.batch_size {train.batch_size} x {place[1]} processes: the store has only "
+                f"train.batch_size {train.batch_size}{parts} x {place[1]} processes: the store has only "
                 f"{len(split)} examples"
             )
         clips, _ = different_references(split.recipes)
         examples = StoredExamples(split, self._fields(split), self._references(clips))
-        sampler = ShuffledBatches(len(split), train.batch_size, train.seed, start, *place)
-        return training_batches(examples, sampler, train.workers, pin)
+        sampler = ShuffledBatches(len(split), size, train.seed, start, *place)
+        return training_batches(examples, InParts(sampler, train.accumulate), train.workers, pin)
 
     def _fields(self, split: StoredSplit) -> list[str]:
         if self.store.settings["store"]["kind"] == "wave":

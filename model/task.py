@@ -47,7 +47,8 @@ class Task(ABC):
 
     @abstractmethod
     def batches(self, start: int, pin: bool) -> Iterator[Batch]:
-        """This rank's batches from step `start` on; `pin`: for a transfer to a CUDA device."""
+        """This rank's batches from step `start` on, `train.accumulate` of them a step, each with the
+        numbers of its examples as `example`; `pin`: for a transfer to a CUDA device."""
 
     @abstractmethod
     def validate(self) -> Outcome:

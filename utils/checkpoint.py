@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import shutil
 import warnings
+import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -15,23 +18,49 @@ from utils.errors import UserError
 from utils.files import atomic_file
 
 
-def save_checkpoint(path: Path | str, content: dict[str, Any]) -> None:
-    """Writes tensors, numbers, text, lists and dicts under a temporary name, flushes, renames."""
+def save_checkpoint(
+    path: Path | str, content: dict[str, Any], previous: Path | None = None, copy: Path | None = None
+) -> None:
+    """Writes tensors, numbers, text, lists and dicts under a temporary name, flushes, renames.
+
+    What stood there before is kept as `previous`; `copy` is a second name of the new file. Whenever this is
+    interrupted, `path` is complete, the old one or the new one.
+    """
     # serialised in memory: torch's own writer turns a full disk into a RuntimeError without a cause
     buffer = io.BytesIO()
     torch.save(content, buffer)
     with atomic_file(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
+        if previous is not None and Path(path).exists():
+            name_also(Path(path), previous)
+    if copy is not None:
+        name_also(Path(path), copy)
 
 
-def load_checkpoint(path: Path | str) -> dict[str, Any]:
+def name_also(path: Path, other: Path) -> None:
+    """Gives a file a second name, at once, in the place of what had it; a copy where there are no hard
+    links."""
+    with atomic_file(other) as temporary:
+        temporary.unlink()
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+
+
+def load_checkpoint(path: Path | str, verify: bool = False) -> dict[str, Any]:
     """Reads a PyTorch file (zip or the older pickle format) onto the CPU with `weights_only=True`.
 
-    Raises UserError for a missing, truncated or unreadable file and for one that would run code.
+    `verify` compares the checksums of a zip, which torch does not look at. Raises UserError for a missing,
+    truncated or unreadable file and for one that would run code.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
+        if verify and zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if bad := archive.testzip():
+                    raise zipfile.BadZipFile(f"its part {bad} is damaged")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the pickle's age
             content = torch.load(path, map_location="cpu", weights_only=True)

@@ -36,7 +36,33 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """Context for `fp32`, `bf16`, or `auto` (bf16 where it is fast)."""
+    """Context for `fp32`, `bf16`, `fp16`, or `auto` (bf16 where it is fast).
+
+    Without a CUDA device fp16 is fp32: a network that has learnt in it can be used everywhere.
+    """
     if precision == "bf16" or (precision == "auto" and has_fast_bf16(device)):
         return torch.autocast(device.type, torch.bfloat16)
+    if precision == "fp16" and device.type == "cuda":
+        return torch.autocast(device.type, torch.float16)
     return nullcontext()
+
+
+def gradient_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
+    """Scales the loss for fp16, whose gradients would vanish, and does nothing for other formats.
+
+    Raises UserError for fp16 without CUDA.
+    """
+    if precision == "fp16" and device.type != "cuda":
+        raise UserError(
+            f"train.precision fp16: needs a CUDA device, this is {device}; use auto, bf16 or fp32"
+        )
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch could not allocate memory, on any device."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(words in text for words in ("can't allocate memory", "not enough memory", "out of memory"))
+    )

@@ -71,8 +71,12 @@ def locked(path: Path | str, refusal: str) -> Iterator[None]:
     Where the file system knows no locks, it does nothing.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("w")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    with opened as file:
         try:
             import fcntl
 
@@ -81,6 +85,8 @@ def locked(path: Path | str, refusal: str) -> Iterator[None]:
             raise UserError(refusal) from error
         except (ImportError, OSError):
             pass
+        if hasattr(os, "register_at_fork"):  # a child that outlives this process would keep the lock
+            os.register_at_fork(after_in_child=file.close)
         yield  # the file stays: removing it would let two processes lock two files of one name
 
 

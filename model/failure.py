@@ -1,0 +1,109 @@
+"""Steps that went wrong: which examples they were of, and whether the training may go on."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from config.embedder_schema import EmbedderConfig
+from config.options import Training
+from config.schema import Config
+from datasets.dataset import Batch
+from utils import distributed
+from utils.checkpoint import save_checkpoint
+from utils.errors import UserError
+
+REMEMBERED, LEAST = 100, 10
+"""Losses that the median is taken of; below as few as the second it says nothing."""
+SHOWN = 32
+
+
+class Failures:
+    """Finds losses and gradients that are no numbers, and losses that explode; counts the steps skipped.
+
+    The counts and the losses that are remembered belong to the state of a training.
+    """
+
+    def __init__(self, train: Training, folder: Path) -> None:
+        self.train, self.folder = train, folder
+        self.skipped, self.in_a_row = 0, 0
+        self.losses: deque[float] = deque(maxlen=REMEMBERED)
+
+    def cause(self, loss: float, norm: float) -> str | None:
+        """What is wrong with a step's loss (the mean over all ranks) and gradient norm; None if nothing."""
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        if not math.isfinite(norm):
+            return f"the gradient is {norm} (loss {loss:g})"
+        limit = self.train.explosion
+        if limit is not None and len(self.losses) >= LEAST and loss > limit * median(self.losses) > 0:
+            return f"the loss is {loss:g}, the median before was {median(self.losses):g}"
+        return None
+
+    def passed(self, loss: float) -> None:
+        self.in_a_row = 0
+        if self.train.explosion is not None:
+            self.losses.append(loss)
+
+    def met(self, step: int, cause: str, batches: Sequence[Batch], losses: Sequence[float]) -> None:
+        """Counts a step that is to be skipped. Raises UserError, and saves the batches, when there were too
+        many; of this rank's `batches` those whose losses are no numbers, or all if it is not that."""
+        bad = [n for n, loss in enumerate(losses) if not math.isfinite(loss)] or list(range(len(losses)))
+        numbers = torch.cat([batches[n]["example"].flatten() for n in bad]).tolist()
+        shown = ", ".join(map(str, numbers[:SHOWN])) + (" ..." if len(numbers) > SHOWN else "")
+        if self.in_a_row < self.train.skip_failures:
+            self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+            print(f"WARNING: step {step} skipped: {cause}; examples {shown}")
+            return
+        rank = f"-rank{distributed.rank()}" if distributed.rank() else ""
+        path = self.folder / f"failed-batch-{step}{rank}.pt"
+        save_checkpoint(path, {"batches": [batches[n] for n in bad]})
+        before = f", after {self.in_a_row} skipped in a row" if self.in_a_row else ""
+        raise UserError(
+            f"step {step}: {cause}{before}; examples {shown}, saved as {path}; "
+            f"lower train.learning_rate ({self.train.learning_rate}), set train.clip_norm, or let "
+            "train.skip_failures leave out such steps"
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row, "losses": list(self.losses)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+        self.losses = deque(state["losses"], REMEMBERED)
+
+
+class KeptBuffers:
+    """A module's buffers as they were, such as batch norm's statistics, which a skipped step must not have
+    changed; nothing, unless `wanted`."""
+
+    def __init__(self, module: nn.Module, wanted: bool) -> None:
+        self._values = [(b, b.clone()) for b in module.buffers()] if wanted else []
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for buffer, value in self._values:
+            buffer.copy_(value)
+
+
+def too_large(error: BaseException, config: Config | EmbedderConfig) -> UserError:
+    """What to say when the memory is full: what to lower."""
+    train = config.train
+    if isinstance(config, EmbedderConfig):
+        size = f"train.speakers ({config.train.speakers}), train.utterances ({config.train.utterances})"
+        advice = f"lower {size} or train.frames ({config.train.frames})"
+    else:
+        batch = config.train.batch_size
+        advice = (
+            f"lower train.batch_size ({batch}), with train.accumulate ({train.accumulate}) raised by as much "
+            f"for the same step, or data.seconds ({config.data.seconds:g})"
+        )
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else "out of memory"
+    return UserError(f"the memory is full: {advice} ({reason})")

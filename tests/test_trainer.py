@@ -1,0 +1,554 @@
+"""The training loop: what is lost by an interruption (nothing), and what is said when a step fails."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import generator
+import trainer
+from config.options import Training
+from datasets.dataset import StoredExamples
+from model.averaging import Averages
+from model.failure import Failures, KeptBuffers
+from model.learner import Learner
+from model.lite import Lite
+from model.optimization import learning_rate
+from model.patience import Patience
+from model.separator_task import SeparatorTask
+from model.task import Outcome
+from tests.conftest import TINY
+from utils.checkpoint import load_checkpoint
+from utils.files import locked
+
+Runner = Callable[..., tuple[int, str, str]]
+Interrupt = Callable[[Callable[[], int]], int]
+EVERYTHING = [
+    "train.ema=0.9", "train.optimizer=sgd", "train.momentum=0.9", "train.learning_rate=0.05",
+    "train.schedule=plateau", "train.patience_lr=1", "train.accumulate=2", "train.batch_size=2",
+    "train.clip_norm=1.0", "train.explosion=50", "train.skip_failures=2", "train.best=si_sdr_after_median",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def store(corpus_folder: Path, embedder_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trainer") / "store"
+    generator.main(["-d", str(corpus_folder), "-o", str(folder), "-p", "1", "-e", str(embedder_file), *TINY])
+    return folder
+
+
+@pytest.fixture
+def arguments(store: Path, embedder_file: Path) -> Callable[..., list[str]]:
+    def build(base: Path, *more: str) -> list[str]:
+        return ["-m", "m", "-b", str(base), "-e", str(embedder_file), *TINY, f"store.folder={store}", *more]
+
+    return build
+
+
+Arguments = Callable[..., list[str]]
+
+
+def records(base: Path, group: str, name: str = "m") -> list[dict[str, Any]]:
+    lines = (base / "logs" / name / "metrics.jsonl").read_text().splitlines()
+    return [record for line in lines if (record := json.loads(line))["group"] == group]
+
+
+def leaves(value: Any, name: str = "") -> dict[str, Any]:
+    """Every tensor and number of nested dicts and lists, by path."""
+    if isinstance(value, dict):
+        return {k: v for key, part in value.items() for k, v in leaves(part, f"{name}.{key}").items()}
+    if isinstance(value, list | tuple):
+        return {k: v for n, part in enumerate(value) for k, v in leaves(part, f"{name}.{n}").items()}
+    return {name: value}
+
+
+def assert_same_state(one: Path, other: Path) -> None:
+    """All of two last.pt but the time that they took."""
+    first, second = (leaves(load_checkpoint(base / "chkpt/m/last.pt")) for base in (one, other))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        same = torch.equal(value, second[name]) if isinstance(value, torch.Tensor) else value == second[name]
+        assert same or name == ".training.seconds", name
+
+
+# ---------------------------------------------------------------- interruptions
+
+
+def _train(arguments: Sequence[str]) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    trainer.main(arguments)
+
+
+def test_twenty_kills_lose_nothing(arguments: Arguments, tmp_path: Path) -> None:
+    """SIGKILL at random moments, most of them while a checkpoint is written or just before."""
+    more = [*EVERYTHING, "train.steps=150", "train.save_every=1", "train.validate_every=40"]
+    assert trainer.main(arguments(tmp_path / "straight", *more)) == 0
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_trainer", "tensorboardX"])
+    last, chance, killed = tmp_path / "killed/chkpt/m/last.pt", random.Random(0), 0
+    for number in range(20):
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        child = context.Process(target=_train, args=(arguments(tmp_path / "killed", *more),))
+        child.start()
+        while child.is_alive() and number % 5:  # a fifth dies before the first step
+            if last.exists() and last.stat().st_mtime_ns != before:
+                break
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.08))
+        child.kill()
+        child.join()
+        killed += child.exitcode == -signal.SIGKILL
+    assert killed == 20 and load_checkpoint(last)["step"] < 150, "the run is too short for its kills"
+    assert trainer.main(arguments(tmp_path / "killed", *more)) == 0
+    assert_same_state(tmp_path / "straight", tmp_path / "killed")
+    best = [load_checkpoint(tmp_path / name / "chkpt/m/best.pt") for name in ("straight", "killed")]
+    assert best[0]["step"] == best[1]["step"] and best[0]["validation"] == best[1]["validation"]
+    assert not list((tmp_path / "killed/chkpt/m").glob(".*.pt")), "what kills left behind was removed"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        EVERYTHING,
+        ["train.optimizer=adabound", "train.schedule=cosine", "train.ema=0.5"],
+        ["train.workers=2", "train.weight_decay=0.1", "train.optimizer=adamw"],
+    ],
+    ids=["everything", "adabound", "workers"],
+)
+def test_resumed_is_straight(
+    arguments: Arguments, tmp_path: Path, interrupt: Interrupt, more: list[str]
+) -> None:
+    assert trainer.main(arguments(tmp_path / "a", *more)) == 0
+    assert interrupt(lambda: trainer.main(arguments(tmp_path / "b", *more))) == 0
+    assert_same_state(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_in_a_validation_ends_it_and_it_is_made_up_for(
+    run: Runner, arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    more = ["train.ema=0.9", "train.schedule=plateau", "train.patience_lr=1"]
+    assert trainer.main(arguments(tmp_path / "a", *more)) == 0
+    validate = SeparatorTask.validate
+
+    def signalled(self: SeparatorTask) -> Outcome:
+        os.kill(os.getpid(), number)
+        return validate(self)
+
+    monkeypatch.setattr(SeparatorTask, "validate", signalled)
+    code, out, _ = run(trainer.main, *arguments(tmp_path / "b", *more))
+    assert code == 128 + number and "stopped at step 3, saved" in out
+    assert load_checkpoint(tmp_path / "b/chkpt/m/last.pt")["step"] == 3
+    assert not (tmp_path / "b/chkpt/m/best.pt").exists()
+    monkeypatch.undo()
+    assert trainer.main(arguments(tmp_path / "b", *more)) == 0
+    assert_same_state(tmp_path / "a", tmp_path / "b")
+    assert [r["step"] for r in records(tmp_path / "b", "validation")] == [3, 6]
+
+
+def test_two_trainings_of_one_run_are_refused(run: Runner, arguments: Arguments, tmp_path: Path) -> None:
+    with locked(tmp_path / "chkpt/m/.lock", "never"):
+        code, _, err = run(trainer.main, *arguments(tmp_path))
+    assert code == 2 and "another process is training this run" in err
+    assert not (tmp_path / "chkpt/m/last.pt").exists()
+
+
+def test_a_lock_ends_with_its_process_though_a_child_lives(tmp_path: Path) -> None:
+    with locked(tmp_path / "lock", "never"):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.read(reader, 1)
+            os._exit(0)
+    try:
+        with locked(tmp_path / "lock", "the child has it"):
+            pass
+    finally:
+        os.write(writer, b"x")
+        os.waitpid(child, 0)
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def damaged(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "truncated":
+        del content[len(content) // 2 :]
+    elif how == "changed":  # torch alone would not notice
+        content[len(content) // 2] ^= 255
+    else:
+        content.clear()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["truncated", "changed", "empty"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    run: Runner, arguments: Arguments, tmp_path: Path, how: str
+) -> None:
+    assert trainer.main(arguments(tmp_path / "a")) == 0
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    folder = tmp_path / "b/chkpt/m"
+    damaged(folder / "last.pt", how)
+    code, out, _ = run(trainer.main, *arguments(tmp_path / "b"))
+    warnings = [line for line in out.splitlines() if line.startswith("WARNING")]
+    assert code == 0 and len(warnings) == 1
+    assert "last.pt: not a checkpoint" in warnings[0] and "previous.pt, step 4" in warnings[0]
+    assert_same_state(tmp_path / "a", tmp_path / "b")
+    assert load_checkpoint(folder / "previous.pt")["step"] == 4, "the damaged one has not replaced it"
+    for name in ("last.pt", "previous.pt"):
+        damaged(folder / name, how)
+    code, _, err = run(trainer.main, *arguments(tmp_path / "b"))
+    assert code == 2 and "last.pt" in err and "previous.pt" in err and "step" not in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_the_newest_are_kept_and_can_be_gone_on_from(arguments: Arguments, tmp_path: Path) -> None:
+    assert trainer.main(arguments(tmp_path / "a", "train.keep=2", "train.save_every=1")) == 0
+    folder = tmp_path / "a/chkpt/m"
+    assert sorted(p.name for p in folder.glob("step-*")) == ["step-00000005.pt", "step-00000006.pt"]
+    (tmp_path / "b/chkpt/m").mkdir(parents=True)
+    shutil.copy(folder / "step-00000005.pt", tmp_path / "b/chkpt/m/last.pt")
+    assert trainer.main(arguments(tmp_path / "b", "train.keep=2", "train.save_every=1")) == 0
+    assert_same_state(tmp_path / "a", tmp_path / "b")
+    code = load_checkpoint(folder / "best.pt")["code"]
+    assert code["torch"] == torch.__version__ and code.keys() == {
+        "commit",
+        "changed",
+        "python",
+        "torch",
+        "numpy",
+    }
+
+
+def test_a_full_disk_leaves_the_checkpoints_as_they_were(
+    run: Runner, arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert trainer.main(arguments(tmp_path, "train.steps=4")) == 0
+    folder = tmp_path / "chkpt/m"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(self: Path, data: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(data[:1000])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    code, _, err = run(trainer.main, *arguments(tmp_path, "--allow_changes"))
+    assert code == 2 and "ERROR: the disk is full" in err.splitlines()[-1]
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.undo()
+    assert run(trainer.main, *arguments(tmp_path, "--allow_changes"))[0] == 0
+
+
+def test_best_by_any_figure(run: Runner, arguments: Arguments, tmp_path: Path) -> None:
+    more = ["train.best=si_sdr_before_mean", "train.validate_every=1"]
+    code, out, _ = run(trainer.main, *arguments(tmp_path, *more))
+    # the mixtures' own score is always the same: nothing is better than the first
+    assert code == 0 and load_checkpoint(tmp_path / "chkpt/m/best.pt")["step"] == 1
+    first = records(tmp_path, "validation")[0]["si_sdr_before_mean"]
+    assert f"best validation si_sdr_before_mean {first:.4g}" in out
+    code, _, err = run(trainer.main, *arguments(tmp_path / "x", "train.best=sdr"))
+    assert code == 2 and "train.best sdr: the validation knows" in err and "sdr_after_mean" in err
+    again = arguments(tmp_path / "x", "train.best=sdr_after_mean", "--allow_changes")
+    assert run(trainer.main, *again)[0] == 0
+    assert [r["step"] for r in records(tmp_path / "x", "train")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_low_figures_are_best_where_they_should_be(
+    arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, 1.0, 2.0, 5.0, 4.0, 1.5])
+    monkeypatch.setattr(
+        SeparatorTask, "validate", lambda self: Outcome(0.0, {"loss": next(losses), "n": 1}, "")
+    )
+    assert trainer.main(arguments(tmp_path, "train.best=loss", "train.validate_every=1")) == 0
+    best = load_checkpoint(tmp_path / "chkpt/m/best.pt")
+    assert best["step"] == 2 and best["validation"]["loss"] == 1.0
+
+
+# ---------------------------------------------------------------- optimisation
+
+
+def test_parts_of_a_batch_are_the_batch(
+    arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nn.BatchNorm1d, "forward", lambda self, x: x)  # it alone sees the batch as a whole
+    more = [
+        "train.embedding_noise=0",
+        "train.optimizer=sgd",
+        "train.learning_rate=0.1",
+        "train.clip_norm=0.5",
+    ]
+    for name, parts in (("whole", []), ("parts", ["train.batch_size=1", "train.accumulate=4"])):
+        assert trainer.main(arguments(tmp_path / name, *more, *parts)) == 0
+    whole, parts = (records(tmp_path / name, "train") for name in ("whole", "parts"))
+    for one, other in zip(whole, parts, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-4)
+    first, second = (
+        load_checkpoint(tmp_path / name / "chkpt/m/last.pt")["network"] for name in ("whole", "parts")
+    )
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], rtol=1e-4, atol=1e-6)
+
+
+def test_averages_follow_their_formula_and_leave_the_weights() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    averages = Averages(module, module.parameters(), 0.9)
+    expected = {name: p.detach().clone() for name, p in module.named_parameters()}
+    for _ in range(5):
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                parameter += torch.randn_like(parameter)
+                expected[name] = 0.9 * expected[name] + 0.1 * parameter
+        module(torch.randn(8, 3))
+        averages.update()
+    own = {name: value.clone() for name, value in module.state_dict().items()}
+    with averages.in_use(), averages.in_use():
+        for name, parameter in module.named_parameters():
+            torch.testing.assert_close(parameter.detach(), expected[name])
+        assert torch.equal(module[1].running_mean, own["1.running_mean"]), "buffers are not averaged"
+        assert all(torch.equal(value, own[name]) for name, value in averages.weights().items())
+    assert all(torch.equal(value, own[name]) for name, value in module.state_dict().items())
+
+
+def test_checkpoints_hold_the_averages_and_last_also_the_weights(
+    arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    take_step = Learner.take_step
+
+    def watched(self: Learner, *given: Any) -> dict[str, float]:
+        weight = self.task.separator.network.out.weight  # type: ignore[attr-defined]
+        seen[:] = seen or [weight.detach().clone()]
+        values = take_step(self, *given)
+        seen.append(weight.detach().clone())
+        return values
+
+    monkeypatch.setattr(Learner, "take_step", watched)
+    assert trainer.main(arguments(tmp_path, "train.ema=0.7", "train.validate_every=6")) == 0
+    average = seen[0]
+    for weight in seen[1:]:
+        average = 0.7 * average + 0.3 * weight
+    last, best = (load_checkpoint(tmp_path / f"chkpt/m/{name}.pt") for name in ("last", "best"))
+    torch.testing.assert_close(best["network"]["out.weight"], average)
+    assert torch.equal(last["network"]["out.weight"], best["network"]["out.weight"])
+    raw = next(v for name, v in last["training"]["weights"].items() if name.endswith("network.out.weight"))
+    assert torch.equal(raw, seen[-1])
+
+
+def test_patience_lowers_the_rate_and_gives_up() -> None:
+    train = Training(schedule="plateau", patience_lr=2, factor=0.5, patience=5)
+    patience = Patience(train)
+    scales = []
+    for better in (True, False, False, False, True, False, False, False, False):
+        patience.see(better)
+        scales.append(patience.scale)
+        assert not patience.given_up
+    assert scales == [1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.125]
+    again = Patience(train)
+    again.load_state(patience.state())
+    again.see(False)
+    assert again.given_up and again.scale == 0.125
+    assert learning_rate(train, 7, 0.5, 0, again.scale) == train.learning_rate / 8
+
+
+def test_a_training_that_gets_no_better_stops_for_good(
+    run: Runner, arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([1.0, 2.0, 2.0, float("nan"), 3.0])
+    monkeypatch.setattr(SeparatorTask, "validate", lambda self: Outcome(next(scores), {"n": 1}, ""))
+    more = ["train.patience=2", "train.validate_every=1", "train.steps=20", "train.save_every=20"]
+    more += ["train.schedule=plateau", "train.patience_lr=1", "train.factor=0.1"]
+    code, out, _ = run(trainer.main, *arguments(tmp_path, *more))
+    assert code == 0 and "stopped after 2 validations without a better score, for good" in out
+    rates = [record["learning_rate"] for record in records(tmp_path, "train")]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 1e-4])
+    assert load_checkpoint(tmp_path / "chkpt/m/best.pt")["step"] == 2
+    code, out, _ = run(trainer.main, *arguments(tmp_path, *more))
+    assert code == 0 and "finished at step 4, 2 validations without a better score" in out
+
+
+def test_seeds_run_one_after_the_other_and_are_summed_up(
+    run: Runner, arguments: Arguments, tmp_path: Path, interrupt: Interrupt
+) -> None:
+    seeds = arguments(tmp_path, "train.seeds=[3, 1, 2]")
+    assert interrupt(lambda: trainer.main(seeds)) == 0
+    summary = json.loads((tmp_path / "chkpt/m/seeds.json").read_text())
+    best = [load_checkpoint(tmp_path / f"chkpt/m/seed-{seed}/best.pt") for seed in (3, 1, 2)]
+    assert summary["seeds"] == [3, 1, 2]
+    values = [content["validation"]["sdr_after_mean"] for content in best]
+    figure = summary["validation"]["sdr_after_mean"]
+    assert figure["values"] == values and len(set(values)) == 3
+    mean = sum(values) / 3
+    assert figure["mean"] == pytest.approx(mean)
+    assert figure["sd"] == pytest.approx((sum((v - mean) ** 2 for v in values) / 2) ** 0.5)
+    code, out, _ = run(trainer.main, *seeds)
+    assert code == 0 and out.count("finished at step 6") == 3
+    assert f"sdr_after_mean {mean:12.4g}".split()[1] in out and "+-" in out
+    assert best[0]["config"]["train"]["seed"] == 3
+    # one of them alone is the same run
+    assert trainer.main(arguments(tmp_path / "alone", "train.seed=1")) == 0
+    alone = load_checkpoint(tmp_path / "alone/chkpt/m/best.pt")
+    assert all(torch.equal(value, alone["network"][key]) for key, value in best[1]["network"].items())
+
+
+def test_compiling_leaves_the_names_of_the_weights() -> None:
+    network = Lite(17, 4)
+    names = list(network.state_dict())
+    network.compile_forward()
+    assert list(network.state_dict()) == names
+
+
+def test_fp16_wants_a_cuda_device(run: Runner, arguments: Arguments, tmp_path: Path) -> None:
+    code, _, err = run(trainer.main, *arguments(tmp_path, "train.precision=fp16", "--device", "cpu"))
+    assert code == 2 and "train.precision fp16: needs a CUDA device" in err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_fp16_learns_and_resumes_on_cuda(arguments: Arguments, tmp_path: Path, interrupt: Interrupt) -> None:
+    more = ["train.precision=fp16", "train.steps=8"]
+    assert interrupt(lambda: trainer.main(arguments(tmp_path, *more))) == 0
+    last = load_checkpoint(tmp_path / "chkpt/m/last.pt")
+    assert last["training"]["scaler"]["scale"] > 0
+    assert all(record["loss_scale"] > 0 for record in records(tmp_path, "train"))
+    assert all(value.isfinite().all() for value in last["network"].values())
+
+
+# ---------------------------------------------------------------- failures
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
+    """Lets these examples of the training split be NaN."""
+    read = StoredExamples.__getitem__
+
+    def call(bad: set[int]) -> None:
+        def spoil(self: StoredExamples, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+            batch = read(self, rows)
+            for place, row in enumerate(rows):
+                if row in bad:
+                    batch["mixture"][place] = float("nan")
+            return batch
+
+        monkeypatch.setattr(StoredExamples, "__getitem__", spoil)
+
+    return call
+
+
+def test_a_failing_step_names_its_examples_and_saves_them(
+    run: Runner, arguments: Arguments, tmp_path: Path, broken: Callable[[set[int]], None]
+) -> None:
+    broken({5})
+    code, _, err = run(trainer.main, *arguments(tmp_path))
+    sentence = err.strip().splitlines()[-1]
+    assert code == 2 and sentence.startswith("ERROR: step ") and "the loss is nan" in sentence
+    path = next((tmp_path / "chkpt/m").glob("failed-batch-*.pt"))
+    assert str(path) in sentence
+    (batch,) = load_checkpoint(path)["batches"]
+    assert 5 in batch["example"].tolist() and batch["mixture"].isnan().any()
+    assert f"examples {', '.join(map(str, batch['example'].tolist()))}," in sentence
+
+
+def test_failing_steps_are_skipped_and_counted(
+    run: Runner, arguments: Arguments, tmp_path: Path, broken: Callable[[set[int]], None]
+) -> None:
+    broken({5})
+    more = ["train.skip_failures=1", "train.steps=12"]  # two epochs: it is met twice
+    code, out, err = run(trainer.main, *arguments(tmp_path, *more))
+    assert code == 0, err
+    assert out.count("WARNING: step") == 2 and records(tmp_path, "train")[-1]["skipped"] == 2
+    last = load_checkpoint(tmp_path / "chkpt/m/last.pt")
+    assert last["training"]["failures"]["skipped"] == 2 and last["step"] == 12
+    assert all(value.isfinite().all() for value in last["network"].values())
+    assert last["training"]["optimizer"]["state"][0]["step"] == 10
+    broken(set(range(24)))
+    code, _, err = run(trainer.main, *arguments(tmp_path / "x", *more))
+    assert code == 2 and "step 1: the loss is nan, after 1 skipped in a row" in err
+
+
+def test_an_explosion_is_measured_by_the_median(tmp_path: Path) -> None:
+    failures = Failures(Training(explosion=5.0), tmp_path)
+    for number in range(30):
+        assert failures.cause(1.0 + number % 3, 1.0) is None
+        failures.passed(1.0 + number % 3)
+    again = Failures(Training(explosion=5.0), tmp_path)
+    again.load_state(failures.state())
+    for found in (failures, again):
+        assert found.cause(9.9, 1.0) is None
+        assert found.cause(10.1, 1.0) == "the loss is 10.1, the median before was 2"
+        assert "the gradient is inf" in (found.cause(1.0, float("inf")) or "")
+    assert Failures(Training(), tmp_path).cause(1e30, 1.0) is None
+
+
+def test_a_skipped_step_leaves_the_statistics_of_batch_norm() -> None:
+    norm = nn.BatchNorm1d(3)
+    norm(torch.randn(5, 3))
+    before = {name: value.clone() for name, value in norm.named_buffers()}
+    kept = KeptBuffers(norm, wanted=True)
+    norm(torch.full((5, 3), float("nan")))
+    kept.restore()
+    assert all(torch.equal(value, before[name]) for name, value in norm.named_buffers())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore lines"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"
+        ),
+    ],
+)
+def test_a_full_memory_says_what_to_lower(
+    run: Runner, arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(self: Learner, *given: Any) -> dict[str, float]:
+        raise error
+
+    monkeypatch.setattr(Learner, "take_step", fails)
+    code, _, err = run(trainer.main, *arguments(tmp_path))
+    sentence = err.strip().splitlines()[-1]
+    assert code == 2 and sentence.startswith("ERROR: the memory is full: lower train.batch_size (4)")
+    assert "train.accumulate" in sentence and "data.seconds" in sentence and "Traceback" not in err
+    monkeypatch.setattr(Learner, "take_step", lambda self, *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.main(arguments(tmp_path))
+
+
+def test_a_corrupt_shard_names_itself_also_from_a_worker(
+    run: Runner, arguments: Arguments, store: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(store, tmp_path / "s")
+    victim = tmp_path / "s/train/shard-00001/mixture.npy"
+    victim.write_bytes(b"damaged" + victim.read_bytes()[7:])  # its size is looked at before
+    for workers in (0, 1):
+        more = (f"store.folder={tmp_path / 's'}", f"train.workers={workers}")
+        code, _, err = run(trainer.main, *arguments(tmp_path, *more))
+        sentence = err.strip().splitlines()[-1]
+        assert code == 2 and sentence.startswith(f"ERROR: {victim}: cannot be read"), err
+        assert "Traceback" not in err
+
+
+def test_what_does_not_go_together_is_said(run: Runner, arguments: Arguments, tmp_path: Path) -> None:
+    for option, words in (
+        ("train.schedule=plateau", "patience_lr None: they go together"),
+        ("train.seeds=[1, 1]", "holds a seed twice"),
+        ("train.accumulate=9", "the store has only 24 examples"),
+    ):
+        code, _, err = run(trainer.main, *arguments(tmp_path, option))
+        assert code == 2 and words in err, (option, err)
