@@ -13,11 +13,13 @@ from model.lite import Lite
 from model.losses import Comparison, criteria, noise_type
 from model.separator import Separator
 from model.speaker_loss import speaker_criteria
+from utils import distributed
 from utils.device import autocast
 
 
 class SeparatorObjective(nn.Module):
-    """Batches of mixtures, targets and references -> every criterion, and `loss`, their weighted sum.
+    """Batches of mixtures, targets and references -> every criterion, and `loss`, their weighted sum; under
+    torchrun their values are those of the ranks' batches together.
 
     `embedder_learns`: embeddings come from the references' waveforms, with gradients to the embedder, which
     stays in evaluation mode, as it is heard at inference.
@@ -69,7 +71,7 @@ class SeparatorObjective(nn.Module):
             rate = self.separator.sample_rate
             values |= speaker_criteria(loss, self.weights, embedder, compared, asked, rate)
         values["loss"] = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
-        return values
+        return distributed.averaged(values)
 
     def _with_spectra(self, batch: Batch) -> Batch:
         """The batch with what the network and the criteria see of its waveforms, if it has these."""
