@@ -37,10 +37,10 @@ from model.separator_task import SeparatorTask
 from model.task import Task, to_device
 from utils import distributed
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.device import choose_device
+from utils.device import choose_device, device_name
 from utils.errors import UserError
 from utils.files import write_csv
-from utils.logger import RunLogger
+from utils.logger import RunLogger, Speed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -182,11 +182,15 @@ class Run:
             return 0
         train = self.config.train
         log = RunLogger(self.logs, self.step) if self.first else None
+        if log:
+            log.describe(self.config.model_dump(), device_name(self.device))
+        self.speed = Speed(distributed.world_size())
         if log and self.task.left_out:
             write_csv(self.logs / "unusable.csv", ("path", "cause"), self.task.left_out)
             print(f"{self.logs / 'unusable.csv'}: {len(self.task.left_out)} files and people left out")
         with distributed.in_turn():  # what the first computes and keeps, the others find
             batches = self.task.batches(self.step, pin=self.device.type == "cuda")
+        batches = self.speed.timed(batches)
         self._catch_signals()
         learnt = sum(p.numel() for p in self.parameters)
         print(f"{self.folder}: {learnt / 1e6:.2f} M parameters, {self.device}, from step {self.step}")
@@ -242,18 +246,22 @@ class Run:
         return scalars | {"gradient_norm": norm.item(), "learning_rate": rate}
 
     def validate(self, log: RunLogger | None, bar: tqdm[Any]) -> None:
-        """Scores the whole validation split and keeps the best weights; the other ranks wait."""
-        if log:
+        """Scores the validation split, which the ranks share, and keeps the best weights."""
+        with self.speed.paused():
             self.objective.eval()
             outcome = self.task.validate()
-            log.scalars(self.step, outcome.summary, "validation")
-            for name, image in outcome.pictures.items():
-                log.picture(self.step, image, name)
-            bar.write(f"step {self.step}: {outcome.sentence}")
+            if log:
+                log.scalars(self.step, outcome.summary, "validation")
+                for name, image in outcome.pictures.items():
+                    log.picture(self.step, image, name)
+                for name, wave in outcome.audio.items():
+                    log.audio(self.step, wave, outcome.audio_rate, name)
+                bar.write(f"step {self.step}: {outcome.sentence}")
             if outcome.score > self.best:
                 self.best = outcome.score
-                self.save("best.pt", outcome.summary)
-        distributed.wait()
+                if log:
+                    self.save("best.pt", outcome.summary)
+            distributed.wait()
 
     # -------------------------------------------------------- parts
 
@@ -266,7 +274,9 @@ class Run:
 
     def _log_step(self, log: RunLogger, bar: tqdm[Any], values: dict[str, float]) -> None:
         best = f"{self.task.describe(self.best)}, " if self.best > -math.inf else ""
-        bar.set_postfix_str(f"loss {values['loss']:.4f}, {best}{self.progress:.0%} done")
+        values = values | self.speed.read()
+        speed = f"{values['examples_per_second']:.3g} examples/s"
+        bar.set_postfix_str(f"loss {values['loss']:.4f}, {best}{speed}, {self.progress:.0%} done")
         log.scalars(self.step, values, "train")
 
     def _catch_signals(self) -> None:

@@ -32,7 +32,8 @@ PLAIN = [
     "train.steps=4",
     "train.validate_every=2",
 ]
-# not ReLU, whose edges make a jump of any rounding; and Adam would divide gradients that are rounding alone, such as of a bias before batch norm, by themselves
+# not ReLU, whose edges make a jump of any rounding; and Adam would divide gradients that are rounding alone,
+# such as of a bias before batch norm, by themselves
 SGD = ["train.optimizer=sgd", "train.learning_rate=0.05", "train.clip_norm=1.0"]
 VOICEFILTER = [
     "network={kind: voicefilter, activation: mish, channels: 4, lstm_dim: 8, fc1_dim: 12}",
@@ -134,7 +135,8 @@ def test_two_ranks_learn_what_one_process_does(
     # also what is logged: the whole batch's losses, and a validation that is shared out
     for first, second in zip(records(one), records(two), strict=True):
         assert first.keys() == second.keys()
-        for name in set(first) - {"examples_per_second", "input_wait_share"}:
+        assert first["group"] == second["group"]
+        for name in set(first) - {"group", "examples_per_second", "input_wait_share"}:
             assert second[name] == pytest.approx(first[name], abs=1e-3, rel=1e-3), name
 
 
