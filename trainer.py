@@ -40,10 +40,10 @@ from model.seeds import report_seeds
 from model.task import Outcome, Task
 from utils import distributed
 from utils.checkpoint import load_checkpoint
-from utils.device import choose_device, is_out_of_memory
+from utils.device import choose_device, device_name, is_out_of_memory
 from utils.errors import UserError
 from utils.files import write_csv
-from utils.logger import RunLogger
+from utils.logger import RunLogger, Speed
 from utils.signals import Interrupted, StopSignals
 
 
@@ -118,6 +118,7 @@ class Run:
         self.validated = 0  # the step of the last validation
         self.signals, self.stop_signal = StopSignals(), 0
         self.mark = 0.0
+        self.speed = Speed(distributed.world_size())
 
     # -------------------------------------------------------- state
 
@@ -215,11 +216,14 @@ class Run:
             print(f"{folder}: finished at step {self.step}{why}; {self.describe()}")
             return 0
         log = RunLogger(self.logs, self.step) if self.first else None
+        if log:
+            log.describe(self.config.model_dump(), device_name(self.device))
         if log and self.task.left_out:
             write_csv(self.logs / "unusable.csv", ("path", "cause"), self.task.left_out)
             print(f"{self.logs / 'unusable.csv'}: {len(self.task.left_out)} files and people left out")
         with distributed.in_turn():  # what the first computes and keeps, the others find
             batches = self.task.batches(self.step, pin=self.device.type == "cuda")
+        batches = self.speed.timed(batches)
         learnt = sum(p.numel() for p in self.learner.parameters)
         print(f"{folder}: {learnt / 1e6:.2f} M parameters, {self.device}, from step {self.step}")
         self.mark = time.monotonic()
@@ -266,18 +270,22 @@ class Run:
         return values
 
     def validate(self, log: RunLogger | None, bar: tqdm[Any]) -> None:
-        """Scores the whole validation split and keeps the best weights; the other ranks wait."""
-        if log:
+        """Scores the validation split, which the ranks share, and keeps the best weights."""
+        with self.speed.paused():
             self.objective.eval()
             outcome = self.judged(self.task.validate())
-            log.scalars(self.step, outcome.summary, "validation")
-            for name, image in outcome.pictures.items():
-                log.picture(self.step, image, name)
-            bar.write(f"step {self.step}: {outcome.sentence}")
+            if log:
+                log.scalars(self.step, outcome.summary, "validation")
+                for name, image in outcome.pictures.items():
+                    log.picture(self.step, image, name)
+                for name, wave in outcome.audio.items():
+                    log.audio(self.step, wave, outcome.audio_rate, name)
+                bar.write(f"step {self.step}: {outcome.sentence}")
             if outcome.score > self.best:
                 self.best = outcome.score
-                self.save("best.pt", outcome.summary)
-        distributed.wait()
+                if log:
+                    self.save("best.pt", outcome.summary)
+            distributed.wait()
 
     # -------------------------------------------------------- parts
 
@@ -286,7 +294,8 @@ class Run:
         figure."""
         name = self.config.train.best
         if name is not None and name not in outcome.summary:
-            self.save("last.pt")
+            if self.first:
+                self.save("last.pt")
             raise UserError(
                 f"train.best {name}: the validation knows {', '.join(sorted(outcome.summary))}; name one of "
                 "them, and go on with --allow_changes"
@@ -324,7 +333,9 @@ class Run:
 
     def _log_step(self, log: RunLogger, bar: tqdm[Any], values: dict[str, float]) -> None:
         best = f"{self.describe()}, " if self.best > -math.inf else ""
-        bar.set_postfix_str(f"loss {values['loss']:.4f}, {best}{self.progress:.0%} done")
+        values = values | self.speed.read()
+        speed = f"{values['examples_per_second']:.3g} examples/s"
+        bar.set_postfix_str(f"loss {values['loss']:.4f}, {best}{speed}, {self.progress:.0%} done")
         log.scalars(self.step, values, "train")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import os
 import re
 import signal
 import sys
@@ -297,6 +298,12 @@ def run_script(main: Callable[[], int | None]) -> None:
 
 
 def _report(sentence: str) -> int:
+    """Says it, unless another process that torchrun has started has just said the same."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from utils.distributed import first_to_say  # torch is slow to import
+
+        if not first_to_say(sentence):
+            return 2
     print(f"ERROR: {sentence}", file=sys.stderr)
     return 2
 

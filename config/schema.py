@@ -176,6 +176,8 @@ class Train(Training):
     learns, too, at `embedder_rate` times the learning rate. `embedding_noise` is the length of the random
     vector added to every unit-length embedding, so that the network cannot know few voices by heart.
     `compile`: the mask network goes through torch.compile.
+    `validation_examples`: the first n of the validation split are scored (null: all of it); `pages` of
+    them can be heard and seen in the log, from the hardest mixture to the easiest.
     """
 
     batch_size: int = Field(8, ge=1)
@@ -183,6 +185,8 @@ class Train(Training):
     embedder: Literal["frozen", "joint"] = "frozen"
     embedder_rate: float = Field(0.1, gt=0)
     embedding_noise: float = Field(0.0, ge=0)
+    validation_examples: int | None = Field(None, ge=1)
+    pages: int = Field(3, ge=0)
 
 
 class Config(Options):

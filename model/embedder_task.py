@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -143,7 +144,12 @@ class EmbedderTask(Task):
         return sets
 
     def validate(self) -> Outcome:
-        found = {name: trial_set.score(self.embedder) for name, trial_set in self.held_out.items()}
+        embedded = {name: trial_set.embed(self.embedder) for name, trial_set in self.held_out.items()}
+        outcome = self._outcome(embedded) if distributed.rank() == 0 else None
+        return distributed.what_first_says(outcome)
+
+    def _outcome(self, embedded: Mapping[str, np.ndarray]) -> Outcome:
+        found = {name: self.held_out[name].score(vectors) for name, vectors in embedded.items()}
         summary = {f"{name}{key}": v for name, result in found.items() for key, v in result.summary().items()}
         curves = {
             "list of trials" if name else "all pairs": error_rates(result.scores, result.same)[1:]
@@ -175,8 +181,15 @@ class TrialSet:
     ) -> None:
         self.clips, self.speakers, self.trials, self.utterances = clips, speakers, trials, utterances
 
-    def score(self, embedder: Embedder) -> Verification:
-        embeddings = embed_clips(embedder, self.clips, self.utterances)
+    def embed(self, embedder: Embedder) -> np.ndarray:
+        """Embeddings float32 [n, D], on every rank, each of which embeds its share of the clips."""
+        own = distributed.shared_out(range(len(self.clips)))
+        embeddings = np.zeros((len(self.clips), embedder.dim), np.float32)
+        if own:
+            embeddings[own] = embed_clips(embedder, [self.clips[row] for row in own], self.utterances)
+        return distributed.added_up(embeddings).astype(np.float32)
+
+    def score(self, embeddings: np.ndarray) -> Verification:
         return verify(embeddings, self.trials, self.speakers)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from config.network_schema import RECONSTRUCTION, Loss
+from utils.distributed import share_of_mean
 
 FLOOR = 1e-4
 """Added to magnitudes before the root, whose slope is infinite at 0 (loudest bins are about 10 to 100)."""
@@ -141,7 +142,7 @@ def _criterion(name: str, options: Loss, c: Comparison) -> Tensor:
         case "snr":
             return torch.where(c.silent, inactive(c), negative_snr(c)).mean()
         case "absent":
-            return (inactive(c) * c.silent).sum() / c.silent.sum().clamp_min(1)
+            return share_of_mean((inactive(c) * c.silent).sum(), c.silent.sum())
     raise ValueError(f"criterion {name!r}: unknown")
 
 

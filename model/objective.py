@@ -13,11 +13,13 @@ from model.lite import Lite
 from model.losses import Comparison, criteria, noise_type
 from model.separator import Separator
 from model.speaker_loss import speaker_criteria
+from utils import distributed
 from utils.device import autocast
 
 
 class SeparatorObjective(nn.Module):
-    """Batches of mixtures, targets and references -> every criterion, and `loss`, their weighted sum.
+    """Batches of mixtures, targets and references -> every criterion, and `loss`, their weighted sum; under
+    torchrun their values are those of the ranks' batches together.
 
     `embedder_learns`: embeddings come from the references' waveforms, with gradients to the embedder, which
     stays in evaluation mode, as it is heard at inference.
@@ -48,10 +50,16 @@ class SeparatorObjective(nn.Module):
         return self
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return distributed.averaged(self.judge(batch)[0])
+
+    def judge(self, batch: Batch) -> tuple[dict[str, Tensor], Comparison]:
+        """The criteria of this rank's batch, and what they compare: in evaluation mode, of batches of
+        waveforms, with the estimates' waveforms among it."""
         network, loss, precision = self.separator.network, self.config.loss, self.config.train.precision
         batch = self._with_spectra(batch)
         asked = self._embedding(batch)
-        embedding = None if asked is None else blur(asked, self.config.train.embedding_noise)
+        noise = self.config.train.embedding_noise if self.training else 0.0
+        embedding = None if asked is None else blur(asked, noise)
         overlap = None
         with autocast(batch["mixture"].device, precision):
             seen = batch["spectrum"] if network.planes == 2 else batch["mixture"]
@@ -69,7 +77,7 @@ class SeparatorObjective(nn.Module):
             rate = self.separator.sample_rate
             values |= speaker_criteria(loss, self.weights, embedder, compared, asked, rate)
         values["loss"] = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
-        return values
+        return values, compared
 
     def _with_spectra(self, batch: Batch) -> Batch:
         """The batch with what the network and the criteria see of its waveforms, if it has these."""
@@ -88,7 +96,7 @@ class SeparatorObjective(nn.Module):
     def needs_waves(self) -> bool:
         """Whether the estimate's waveform is compared, if there are waveforms."""
         loss = self.config.loss
-        return bool(loss.needs_embedder or loss.si_sdr or loss.snr)
+        return bool(not self.training or loss.needs_embedder or loss.si_sdr or loss.snr)
 
     def _compare(self, mask: Tensor, batch: Batch) -> Comparison:
         waves = None
@@ -111,7 +119,7 @@ class SeparatorObjective(nn.Module):
         embedder = self.separator.embedder
         if embedder is None:
             return None
-        if not self.embedder_learns:
+        if not self.embedder_learns or "embedding" in batch:
             return batch["embedding"]
         samples = batch["reference_samples"].tolist()
         waves = [wave[:n] for wave, n in zip(batch["reference"], samples, strict=True)]

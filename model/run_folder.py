@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from utils import distributed
-from utils.checkpoint import code_version, load_checkpoint, save_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.files import locked, remove_leftovers
-
-CODE = Path(__file__).parents[1]
+from utils.versions import versions
 
 
 class RunFolder:
@@ -59,14 +58,14 @@ class RunFolder:
         # what is damaged must not push out the only complete one
         previous = None if self._damaged else self.previous
         kept = self.path / f"step-{step:08d}.pt" if keep and self.keep else None
-        save_checkpoint(self.last, content | {"code": code_version(CODE)}, previous, kept)
+        save_checkpoint(self.last, content | {"code": versions()}, previous, kept)
         self._damaged = False
         if kept:
             for old in sorted(self.path.glob("step-*.pt"), key=_number)[: -self.keep]:
                 old.unlink()
 
     def save(self, name: str, content: dict[str, Any]) -> None:
-        save_checkpoint(self.path / name, content | {"code": code_version(CODE)})
+        save_checkpoint(self.path / name, content | {"code": versions()})
 
 
 def _number(path: Path) -> int:

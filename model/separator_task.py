@@ -30,9 +30,11 @@ from model.features import reference_embeddings
 from model.foreign import load_embedder
 from model.objective import SeparatorObjective
 from model.optimization import parameter_group
-from model.scoring import Scores, score_estimates, score_mixtures, summarize
+from model.pages import choose_rows, make_pages
+from model.scoring import Scores, score_mixtures, summarize
 from model.separator import Separator
 from model.task import Outcome, Task, warn_of_heard
+from model.validation import ScoredSplit, validate
 from utils import distributed
 from utils.errors import UserError
 
@@ -47,9 +49,12 @@ class SeparatorTask(Task):
         self.store = Store(config.store.folder)
         _check_front_end(config, self.store)
         self.config = config = _with_settings_of(self.store, config)
-        if not any(recipe.role == "mixture" for recipe in self.store.split("validation").recipes):
+        roles = [recipe.role for recipe in self.store.split("validation").recipes]
+        if "mixture" not in roles[: config.train.validation_examples]:
+            of = f" {config.train.validation_examples} examples" if "mixture" in roles else ""
             raise UserError(
                 f"{self.store.folder}: its validation split holds no mixture that could be scored"
+                + (f" in the first{of} (train.validation_examples)" if of else "")
             )
         _check_trainable(config)
         embedder = load_embedder(config.embedder) if config.network.embedding == "reference" else None
@@ -179,24 +184,37 @@ class SeparatorTask(Task):
         return self._embed(clips, self.separator.embedder)[owners]
 
     def validate(self) -> Outcome:
-        split = self.validation
+        train, split = self.config.train, self.validation
         if self.mixtures is None:
-            self.mixtures = score_mixtures(split)
+            self.mixtures = score_mixtures(split, examples=train.validation_examples)
         if self.objective.embedder_learns:
             self.__dict__.pop("_validation_embeddings", None)  # those of the embedder as it was
-        scores = score_estimates(self.separator, split, self._validation_embeddings)
-        speakers, roles = self.store.asked_speakers(split), [recipe.role for recipe in split.recipes]
-        summary = summarize(self.mixtures, scores, speakers, roles)
-        score = summary["sdr_after_mean"]
-        sentence = (
-            f"validation SDR {score:.2f} dB ({summary['sdr_improvement_mean']:+.2f}), "
-            f"SI-SDR {summary['si_sdr_improvement_mean']:+.2f} dB, "
-            f"{100 * summary['accepted_share']:.0f} % of {summary['n']:.0f} improved by more than 1 dB"
-        )
-        return Outcome(score, summary, sentence)
+        with distributed.in_turn():  # what the first computes and keeps, the others find
+            embeddings = self._validation_embeddings
+        scored = ScoredSplit(split, embeddings, train.validation_examples)
+        scores, losses = validate(self.objective, scored)
+        count = len(scores["sdr"])
+        roles = [recipe.role for recipe in split.recipes][:count]
+        summary = summarize(self.mixtures, scores, self.store.asked_speakers(split)[:count], roles)
+        outcome = Outcome(summary["sdr_after_mean"], losses | summary, _sentence(losses, summary))
+        if distributed.rank() == 0:
+            for row in choose_rows(self.mixtures, roles, train.pages):
+                make_pages(outcome, self.objective, scored, row, (self.mixtures, scores))
+        return outcome
 
     def describe(self, score: float) -> str:
         return f"best validation SDR {score:.2f} dB"
+
+
+def _sentence(losses: dict[str, float], summary: dict[str, float]) -> str:
+    absent = ""
+    if summary["absent_n"]:
+        absent = f"; {summary['absent_n']:.0f} absent voices at {summary['absent_level_mean']:+.1f} dB"
+    return (
+        f"validation loss {losses['loss']:.4f}, SDR {summary['sdr_after_mean']:.2f} dB "
+        f"({summary['sdr_improvement_mean']:+.2f}), SI-SDR {summary['si_sdr_improvement_mean']:+.2f} dB, "
+        f"{100 * summary['accepted_share']:.0f} % of {summary['n']:.0f} improved by more than 1 dB{absent}"
+    )
 
 
 def _with_settings_of(store: Store, config: Config) -> Config:

@@ -9,6 +9,7 @@ from torch import Tensor
 from config.network_schema import Loss
 from model.embedder import Embedder
 from model.losses import Comparison
+from utils.distributed import share_of_mean
 
 SHORTEST = 1e-3
 """Embeddings of a length below it, such as of silence, are not stretched to 1, which has no bounded slope."""
@@ -38,7 +39,8 @@ def speaker_criteria(
     reference: Tensor,
     rate: int,
 ) -> dict[str, Tensor]:
-    """`srl` and `triplet_srl`, those with a weight above 0, as means over the examples whose target is heard.
+    """`srl` and `triplet_srl`, those with a weight above 0, as means over the examples (of all
+    ranks) whose target is heard.
 
     Gradients go through the embedder, whose weights do not learn, to the estimate's waveform. `reference`:
     the references' embeddings [B, D]; `rate` of the waveforms in Hz. Raises ValueError without waveforms.
@@ -47,9 +49,10 @@ def speaker_criteria(
         raise ValueError("the speaker representation loss needs waveforms: store.kind=wave")
     chosen = {name: getattr(options, name) for name in ("srl", "triplet_srl") if weights[name]}
     heard = ~compared.silent
+    count = heard.sum()
     estimate, target, mixture = (wave[heard] for wave in compared.waves)
-    if not len(estimate):
-        return {name: compared.waves[0].sum() * 0 for name in chosen}
+    if not len(estimate):  # but other ranks may have some
+        return {name: share_of_mean(compared.waves[0].sum() * 0, count) for name in chosen}
     heard_signals = [estimate, mixture - estimate] if "triplet_srl" in chosen else [estimate]
     found = embed_waves(embedder, torch.cat(heard_signals), rate).split(len(estimate))
     anchors = {"reference": reference[heard].float()}
@@ -60,9 +63,10 @@ def speaker_criteria(
     for name, option in chosen.items():
         anchor = anchors[option.anchor]
         if name == "srl":
-            values[name] = srl(anchor, found[0]).mean()
+            distances = srl(anchor, found[0])
         else:
-            values[name] = triplet_srl(anchor, found[0], found[1], option.alpha).mean()
+            distances = triplet_srl(anchor, found[0], found[1], option.alpha)
+        values[name] = share_of_mean(distances.sum(), count)
     return values
 
 

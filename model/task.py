@@ -17,15 +17,17 @@ from datasets.corpus import heard_speakers
 from datasets.dataset import Batch
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
     """Of a validation: the `score` that the best checkpoint is chosen by (higher is better), all figures,
-    what to say, and pictures uint8 [height, width, 3] by name."""
+    what to say, pictures uint8 [height, width, 3] and waveforms [N] at `audio_rate` Hz by name."""
 
     score: float
     summary: dict[str, float]
     sentence: str
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    audio: dict[str, np.ndarray] = field(default_factory=dict)
+    audio_rate: int = 0
 
 
 class Task(ABC):
@@ -52,7 +54,11 @@ class Task(ABC):
 
     @abstractmethod
     def validate(self) -> Outcome:
-        """Scores the whole validation split; leaves everything as it was."""
+        """Scores the validation split, shared out over the ranks, all of which have to call it.
+
+        They have the same figures; pictures and waveforms are the first one's. Trained weights stay as they
+        were; modules are left in evaluation mode.
+        """
 
     @abstractmethod
     def describe(self, score: float) -> str:

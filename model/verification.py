@@ -14,6 +14,7 @@ from datasets.mixture import read_clip
 from datasets.recipe import Clip
 from datasets.trials import Trials
 from model.embedder import Embedder
+from utils import distributed
 from utils.device import autocast
 from utils.errors import UserError
 from utils.verification import equal_error_rate, error_rates, min_dcf, speaker_interval
@@ -99,7 +100,7 @@ def embed_waves(
         with (
             torch.inference_mode(),
             autocast(device, precision),
-            tqdm(desc="embed", total=count, unit="utterance") as bar,
+            tqdm(desc="embed", total=count, unit="utterance", disable=distributed.rank() > 0) as bar,
         ):
             for block in _blocks(waves, most):
                 found = embedder.embed([torch.from_numpy(wave).to(device) for wave in block])

@@ -24,6 +24,7 @@ def spectrogram_figure(
     rate: int,
     hop: int,
     title: str = "",
+    mask_name: str = "mask",
 ) -> np.ndarray:
     """Draws magnitudes (name -> [T, F], linear) and a mask [T, F] in [0, 1] below each other, on one scale.
 
@@ -40,7 +41,7 @@ def spectrogram_figure(
         level = 20 * np.log10(np.maximum(magnitude / loudest, 1e-8))
         _draw(figure, axis, level, name, rate, hop, (-RANGE_DB, 0.0), "magma", "dB")
     if mask is not None:
-        _draw(figure, axes[-1], mask, "mask", rate, hop, (0.0, 1.0), "viridis", "gain")
+        _draw(figure, axes[-1], mask, mask_name, rate, hop, (0.0, 1.0), "viridis", "gain")
     axes[-1].set_xlabel("time (s)")
     if title:
         figure.suptitle(title)
