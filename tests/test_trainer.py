@@ -224,11 +224,10 @@ def test_the_newest_are_kept_and_can_be_gone_on_from(arguments: Arguments, tmp_p
     assert trainer.main(arguments(tmp_path / "b", "train.keep=2", "train.save_every=1")) == 0
     assert_same_state(tmp_path / "a", tmp_path / "b")
     code = load_checkpoint(folder / "best.pt")["code"]
-    assert code["torch"] == torch.__version__ and code.keys() == {
+    assert code["torch"] == torch.__version__ and code.keys() >= {
         "commit",
-        "changed",
+        "dirty",
         "python",
-        "torch",
         "numpy",
     }
 
