@@ -3,11 +3,13 @@
     python benchmark.py generator -c config/voicefilter.yaml -d LibriSpeech
     python benchmark.py embedder -d LibriSpeech -e resemblyzer -e chkpt/NAME/best.pt
     python benchmark.py masks --data data/store
+    python benchmark.py trainer -c config/voicefilter.yaml --data data/store
 
 generator: seconds a mixture for each stage (decoding alone is the floor), mixtures a second of the whole
 command with one process, megabytes an example, and time and memory as the number of mixtures grows.
 embedder: milliseconds an utterance, one by one and batched, in fp32 and bf16.
 masks: scores of ideal masks on the mixtures of a store's test split, which bound what can be learnt.
+trainer: a step on a store beside the earlier implementation's and the machine's floor.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from model.foreign import load_embedder
 from model.oracle import score_ideal_masks
 from model.scoring import METRICS, score_mixtures
 from model.spectral import Spectral
+from scripts.trainer_benchmark import measure_trainer, trainer_markdown
 from utils.audio import read_mono
 from utils.device import autocast, choose_device, has_fast_bf16
 from utils.errors import UserError
@@ -48,15 +51,16 @@ from utils.files import write_json
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__ or "", config_help=None)
-    parser.add_argument("what", choices=["generator", "embedder", "masks"])
+    parser.add_argument("what", choices=["generator", "embedder", "masks", "trainer"])
     add_config(parser)
     parser.add_argument("-d", "--corpus", action="append", metavar="DIR", help="corpus folder")
     parser.add_argument("-n", "--mixtures", default="1000,5000,20000", help="sizes of the store to compare")
     parser.add_argument("-e", "--embedder", action="append", help="embedder to time (may be repeated)")
     parser.add_argument("-s", "--seconds", default="1.6,3,6,15", help="utterances are cut to these lengths")
     parser.add_argument("--utterances", type=int, default=500, help="how many are embedded")
-    parser.add_argument("--data", metavar="STORE", help="store whose test split the ideal masks separate")
-    parser.add_argument("--device", default="auto", help="of the embedder: auto, cpu or cuda[:N]")
+    parser.add_argument("--data", metavar="STORE", help="store of the masks (test split) or of the steps")
+    parser.add_argument("--steps", type=int, default=10, help="steps of the trainer that are timed")
+    parser.add_argument("--device", default="auto", help="of embedder and trainer: auto, cpu or cuda[:N]")
     parser.add_argument("-o", "--out", help="the figures as JSON (default: results/benchmark-WHAT.json)")
     parser.add_argument("--scratch", help="folder for the stores, which are removed (default: the system's)")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
@@ -71,6 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         scored = score_masks(options)
         print(masks_markdown(scored))
         write_json(out, scored)
+        return 0
+    if options.what == "trainer":
+        step = time_trainer(options)
+        print(trainer_markdown(step))
+        write_json(out, step)
         return 0
     overrides = [*options.overrides]
     if options.corpus:
@@ -272,6 +281,21 @@ def embedder_markdown(figures: dict[str, Any]) -> str:
 
 
 # ---------------------------------------------------------------- masks
+
+
+def time_trainer(options: argparse.Namespace) -> dict[str, Any]:
+    """Figures of a training step on a store, see `measure_trainer`."""
+    if not options.data:
+        raise UserError("the examples of the steps: name a store with --data")
+    overrides = [*options.overrides, f"store.folder={options.data}"]
+    config = load_config(options.config, overrides)
+    if options.embedder:
+        config = config.model_copy(update={"embedder": options.embedder[0]})
+    device = choose_device(options.device)
+    return {
+        "machine": machine(),
+        **measure_trainer(config, options.steps, max(1, options.steps // 5), device),
+    }
 
 
 def score_masks(options: argparse.Namespace) -> dict[str, Any]:

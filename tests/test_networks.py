@@ -15,6 +15,7 @@ from model.film_blstm import FilmBlstm
 from model.lite import Lite
 from model.mask_network import MaskNetwork
 from model.masks import MASK_FLOOR, Masking
+from model.recurrent import lstm_with_constant
 from model.separator import Separator, build_network
 from model.spectral import Spectral, from_db, to_db
 from model.streaming import StreamingSeparator
@@ -199,6 +200,22 @@ def test_the_full_network_has_the_published_size_and_names() -> None:
     assert state["conv.28.weight"].shape == (8, 64, 1, 1)
     assert state["lstm.weight_ih_l0_reverse"].shape == (1600, 5064)
     assert (state["fc1.weight"].shape, state["fc2.weight"].shape) == ((600, 800), (601, 600))
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize("dim", [0, 5])
+def test_the_lstm_with_a_constant_is_torch_s(bidirectional: bool, dim: int) -> None:
+    torch.manual_seed(0)
+    lstm = nn.LSTM(7 + dim, 6, batch_first=True, bidirectional=bidirectional)
+    x = torch.randn(3, 9, 7, requires_grad=True)
+    constant = torch.randn(3, dim, requires_grad=True) if dim else None
+    given = x if constant is None else torch.cat([x, constant[:, None].expand(-1, 9, -1)], dim=2)
+    outputs = lstm_with_constant(lstm, x, constant), lstm(given)[0]
+    torch.testing.assert_close(*outputs)
+    weight = torch.randn_like(outputs[0])
+    wanted = [x, *lstm.parameters(), *([] if constant is None else [constant])]
+    for ours, theirs in zip(*(torch.autograd.grad((o * weight).sum(), wanted) for o in outputs), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_variants_without_a_second_direction_or_an_lstm() -> None:
