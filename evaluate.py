@@ -242,8 +242,10 @@ def markdown(summary: dict[str, Any]) -> str:
     heard = summary["heard_speakers"]
     known = {None: "", 0: " never heard in training"}.get(heard, f", {heard} of them HEARD IN TRAINING")
     title = f"{summary['n']} mixtures of {summary['speakers']} speakers{known}"
+    use = summary.get("mask", "org")
+    mask = "" if use == "org" else f", mask {use} with factor {summary['factor']:g}"
     lines = [
-        f"{summary['checkpoint']}: {title} ({summary['split']}, {summary['protocol']})",
+        f"{summary['checkpoint']}: {title} ({summary['split']}, {summary['protocol']}{mask})",
         "",
         "| dB | before mean | before median | after mean | after median | improvement mean [95 %] | median |",
         "|---|---|---|---|---|---|---|",

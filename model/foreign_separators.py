@@ -160,7 +160,7 @@ def foreign_from_content(
             state.setdefault(key, torch.tensor(0))
     if found := mismatches(expected, state):
         raise UserError(f"{where}: not a complete separator: {found}")
-    assumed = () if settings.known else ("the published front end",)
+    assumed: tuple[str, ...] = () if settings.known else ("the published front end",)
     if not (activation or settings.activation or "hp_str" in content):
         assumed += (f"activation {chosen} (--activation)",)
     network = {"kind": "voicefilter", **options}
