@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 def learns_on_cpu(x: Tensor) -> bool:
     """Whether gradients are wanted and nothing is traced: a compiler would unroll the steps."""
-    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
     return x.device.type == "cpu" and torch.is_grad_enabled() and not tracing
 
 
