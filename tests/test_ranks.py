@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +148,37 @@ def test_a_mistake_is_said_once(store: Path, embedder_file: Path, tmp_path: Path
     said = [line for line in result.stderr.splitlines() if line.startswith("ERROR: ")]
     assert result.returncode != 0 and len(said) == 1 and "train.batch_size 20 x 2" in said[0], result.stderr
     assert 'trainer.py", line' not in result.stderr  # no traceback of ours
+
+
+def test_the_slurm_script_saves_and_asks_for_another_turn(
+    store: Path, embedder_file: Path, tmp_path: Path
+) -> None:
+    """With programs in the place of Slurm's that do what they do on a single node."""
+    programs = {
+        "srun": 'exec "$@"',
+        "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$@"; fi',
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "localhost"}
+    own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable, "PORT": str(port)}
+    job = subprocess.Popen(
+        ["scripts/train.slurm", *options(tmp_path, store, embedder_file, "train.steps=100000")],
+        cwd=ROOT,
+        env={**os.environ, **slurm, **own, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while not (tmp_path / "chkpt/m/last.pt").exists() and job.poll() is None:
+        time.sleep(0.1)
+    job.send_signal(signal.SIGUSR1)
+    said, _ = job.communicate(timeout=100)
+    assert job.returncode != 0 and "saved; run the same command again" in said, said[-3000:]
+    assert said.strip().endswith("requeue 7")
+    step = load_checkpoint(tmp_path / "chkpt/m/last.pt")["step"]
+    assert f"stopped at step {step}" in said
