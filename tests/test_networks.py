@@ -568,7 +568,7 @@ def test_a_stream_follows_its_embedding_and_begins_anew_after_its_end() -> None:
 
 @pytest.mark.parametrize("suppression", ["full", "adaptive"])
 def test_a_long_file_goes_through_lite_as_one_stream(suppression: str) -> None:
-    separator = lite_separator(suppression, "audio.hop_length=400", dim=256)
+    separator = lite_separator(suppression, "audio.hop_length=200", dim=256)
     mixture, embedding = 0.1 * torch.randn(2, 21 * separator.sample_rate + 7), torch.randn(1, 256)
     with torch.inference_mode():
         whole = separator(mixture, embedding.expand(2, -1))

@@ -86,7 +86,7 @@ def _reason(path: Path | str, error: Exception) -> str:
         return "no PyTorch file; convert.py reads ONNX graphs" if graph else "no PyTorch file"
     named = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(r"type (\S+) in order", str(error))
     if named:
-        return f"it would run code ({named[1]})"
+        return f"it asks for {named[1]}, which would run code, or it is cut off"
     if isinstance(error, UnpicklingError):
         return "it is damaged, or would run code"
     return "it is cut off or damaged"
