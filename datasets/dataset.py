@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
+import signal
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -92,6 +96,8 @@ def training_batches(
 
     Raises UserError for examples that cannot be read, and when a worker is killed.
     """
+    if workers:
+        _end_workers_at_exit()
     # a generator of its own: a loader draws a seed when it starts, which a resumed run would draw twice
     loader = iter(
         DataLoader(
@@ -135,6 +141,20 @@ def _checked(loader: Iterator[Batch | UserError], workers: int) -> Iterator[Batc
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+@lru_cache
+def _end_workers_at_exit() -> None:
+    """An error may keep a loader until the end, where Python would wait for workers that it has asked to
+    stop by a signal, which they ignore."""
+
+    def end() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's own handler would report them
+        for child in multiprocessing.active_children():
+            if child.daemon:
+                child.kill()
+
+    atexit.register(end)
 
 
 def _leave_signals_alone(worker: int) -> None:

@@ -168,10 +168,13 @@ def test_two_trainings_of_one_run_are_refused(run: Runner, arguments: Arguments,
 def test_a_lock_ends_with_its_process_though_a_child_lives(tmp_path: Path) -> None:
     with locked(tmp_path / "lock", "never"):
         reader, writer = os.pipe()
+        born, birth = os.pipe()
         child = os.fork()
         if child == 0:
+            os.write(birth, b"x")
             os.read(reader, 1)
             os._exit(0)
+        os.read(born, 1)
     try:
         with locked(tmp_path / "lock", "the child has it"):
             pass
@@ -224,7 +227,7 @@ def test_the_newest_are_kept_and_can_be_gone_on_from(arguments: Arguments, tmp_p
     assert trainer.main(arguments(tmp_path / "b", "train.keep=2", "train.save_every=1")) == 0
     assert_same_state(tmp_path / "a", tmp_path / "b")
     code = load_checkpoint(folder / "best.pt")["code"]
-    assert code["torch"] == torch.__version__ and code.keys() >= {
+    assert torch.__version__.startswith(code["torch"]) and code.keys() >= {
         "commit",
         "dirty",
         "python",
