@@ -20,14 +20,14 @@ class LiteState(NamedTuple):
 
 
 class Lite(MaskNetwork):
-    """Convolutions over frequency alone, a unidirectional LSTM that also sees the embedding, a soft mask
-    (section 3.2), and a head that hears whether voices overlap (section 3.4).
+    """Convolutions over frequency alone, a unidirectional LSTM that also sees the embedding, a soft mask,
+    and a head that hears whether voices overlap.
 
     It departs from the paper, which masks stacked filterbank energies for a recogniser: here it is the STFT
     magnitude in linear frequency, so that a voice comes out, and the network is larger for it (7.0 M
     parameters in config/lite.yaml).
 
-    A frame's mask depends on this frame and earlier ones. With adaptive `suppression` (section 3.4) the mask
+    A frame's mask depends on this frame and earlier ones. With adaptive `suppression` the mask
     M counts for a share w: 1 - w * (1 - M), w_t = smoothing * w_(t-1) + (1 - smoothing) * (slope * p_t +
     offset), p_t the probability of overlapped speech, both w and what is averaged within [0, 1]; w starts
     at 0, where nothing is suppressed. Training sees the mask itself. `options` are those of MaskNetwork.
