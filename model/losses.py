@@ -162,8 +162,8 @@ def power_law_complex(estimate: Tensor, target: Tensor, angle: Tensor, exponent:
 
 
 def asymmetric(estimate: Tensor, target: Tensor, alpha: float = 10.0, exponent: float = 0.3) -> Tensor:
-    """VoiceFilter-Lite's asymmetric L2 (Wang et al. 2020) on compressed magnitudes: too much suppression costs
-    `alpha` times the error before it is squared."""
+    """Asymmetric L2 of VoiceFilter-Lite (Wang et al. 2020) on compressed magnitudes: too much suppression
+    costs `alpha` times the error before it is squared."""
     error = (target + FLOOR) ** exponent - (estimate + FLOOR) ** exponent
     return torch.where(error <= 0, error, alpha * error).square().mean()
 
