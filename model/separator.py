@@ -125,8 +125,8 @@ class Separator(nn.Module):
 
     @torch.inference_mode()
     def separate(self, mixture: np.ndarray, embedding: Tensor | None) -> np.ndarray:
-        """Mixture [C, N] at `sample_rate` Hz and one embedding [1, D] (None: there is none) -> estimate
-        [C, N].
+        """Mixture [C, N] at `sample_rate` Hz and an embedding [1, D], or one a channel [C, D] (None: there is
+        none) -> estimate [C, N].
 
         Every channel is separated by itself; long signals go through in overlapping, cross-faded chunks, or,
         where the network is causal, as a stream, which is exact.

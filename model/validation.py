@@ -11,13 +11,11 @@ from datasets.store import WAVEFORMS, StoredSplit
 from model.losses import Comparison
 from model.objective import SeparatorObjective
 from model.scoring import Scores, score_outputs
-from model.separator import CHUNK_SECONDS, OVERLAP_SECONDS
 from model.task import to_device
 from utils import distributed
-from utils.overlap import overlap_add
 
 LONGEST = 60
-"""Seconds. What is longer is separated in pieces, as it is at inference, and its first minute is compared."""
+"""Seconds. What is longer is separated as a file is at inference, and its first minute is compared."""
 
 
 class ScoredSplit:
@@ -55,7 +53,11 @@ def validate(objective: SeparatorObjective, scored: ScoredSplit) -> tuple[Scores
         losses.add(values, compared)
         if compared.waves is not None and compared.waves[0].shape == mixture.shape:
             return compared.waves[0].cpu()
-        return _in_pieces(objective, scored, mixture, rows)
+        separator = objective.separator
+        vectors = None
+        if scored.embeddings is not None:
+            vectors = torch.from_numpy(scored.embeddings[rows]).to(separator.device)
+        return torch.from_numpy(separator.separate(mixture.numpy(), vectors))
 
     scores = score_outputs(scored.split, estimate, "validate", examples=scored.examples)
     return scores, losses.means()
@@ -68,17 +70,6 @@ def judge(
     separator = objective.separator
     batch = scored.batch(rows, LONGEST * separator.sample_rate)
     return objective.judge(to_device(batch, separator.device))
-
-
-def _in_pieces(
-    objective: SeparatorObjective, scored: ScoredSplit, mixture: Tensor, rows: list[int]
-) -> Tensor:
-    separator = objective.separator
-    vectors = None
-    if scored.embeddings is not None:
-        vectors = torch.from_numpy(scored.embeddings[rows]).to(separator.device)
-    chunk, overlap = (round(s * separator.sample_rate) for s in (CHUNK_SECONDS, OVERLAP_SECONDS))
-    return overlap_add(lambda x: separator(x.to(separator.device), vectors).cpu(), mixture, chunk, overlap)
 
 
 class _Losses:

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import generator
 import trainer
+from config.load import load_config
+from model import validation
 from model.pages import choose_rows
+from model.separator_task import SeparatorTask
 from tests.conftest import TINY
 from utils.logger import RunLogger, Speed
 
@@ -93,3 +97,19 @@ def test_speed_counts_what_all_ranks_see(monkeypatch: pytest.MonkeyPatch) -> Non
     with speed.paused():
         now[0] += 50.0
     assert speed.read() == pytest.approx({"examples_per_second": 2 * 3 * 4 / 12, "input_wait_share": 3 / 12})
+
+
+def test_long_examples_are_validated_as_files_are_separated(
+    corpus_folder: Path, embedder_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ["-d", str(corpus_folder), "-o", str(tmp_path), "-p", "1", "-e", str(embedder_file)]
+    assert generator.main([*store, *TINY]) == 0
+    config = load_config(None, [*TINY, f"store.folder={tmp_path}"])
+    task = SeparatorTask(config.model_copy(update={"embedder": str(embedder_file)}), torch.device("cpu"))
+    whole = task.validate().summary
+    monkeypatch.setattr(validation, "LONGEST", 1)  # of 1.5 s
+    pieces = task.validate().summary
+    for name, value in whole.items():
+        if name not in ("loss", "power_law", "si_sdr"):  # of the first part alone
+            assert pieces[name] == pytest.approx(value, abs=1e-3), name
+    assert pieces["loss"] != whole["loss"]
