@@ -40,7 +40,7 @@ from model.seeds import report_seeds
 from model.task import Outcome, Task
 from utils import distributed
 from utils.checkpoint import load_checkpoint
-from utils.device import choose_device, device_name, is_out_of_memory
+from utils.device import choose_device, device_name, is_out_of_memory, keep_memory
 from utils.errors import UserError
 from utils.files import write_csv
 from utils.logger import RunLogger, Speed
@@ -63,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"-m {name!r}: expected a name without folders")
     config = load_any_config(options.config, options.overrides)
     config = with_sources(config, options.corpus or (), options.embedder)
+    keep_memory()
     with distributed.process_group(choose_device(options.device)) as device:
         if config.train.seeds is None:
             return train_once(config, name, options, device)

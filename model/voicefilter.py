@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -34,20 +35,17 @@ class VoiceFilter(MaskNetwork):
         **options: Any,
     ) -> None:
         super().__init__(bins, embedding_dim, **options)
-        active = {"relu": nn.ReLU, "mish": nn.Mish}[activation]
+        # batch norm keeps its input, not its output, for the gradient: ReLU may write over that
+        actives: dict[str, Callable[[], nn.Module]] = {"relu": lambda: nn.ReLU(inplace=True), "mish": nn.Mish}
+        active = actives[activation]
         layers: list[nn.Module] = []
         for number, (time, frequency, dilation) in enumerate(LAYERS):
             inputs = channels if number else self.planes
-            margin_t, margin_f = (time - 1) // 2 * dilation, (frequency - 1) // 2
-            if partial_convolution:
-                layers.append(
-                    PartialConv2d(
-                        inputs, channels, (time, frequency), (margin_t, margin_f), dilation=(dilation, 1)
-                    )
-                )
-            else:
-                layers.append(nn.ZeroPad2d((margin_f, margin_f, margin_t, margin_t)))
-                layers.append(nn.Conv2d(inputs, channels, (time, frequency), dilation=(dilation, 1)))
+            if not partial_convolution:
+                layers.append(nn.Identity())  # the re-implementation counts its padding as a layer
+            kind = PartialConv2d if partial_convolution else nn.Conv2d
+            padding = (time - 1) // 2 * dilation, (frequency - 1) // 2
+            layers.append(kind(inputs, channels, (time, frequency), 1, padding, (dilation, 1)))
             layers += [nn.BatchNorm2d(channels), active()]
         layers += [nn.Conv2d(channels, 8, 1), nn.BatchNorm2d(8), active()]
         self.conv = channels_last(nn.Sequential(*layers))
@@ -81,11 +79,6 @@ class PartialConv2d(nn.Conv2d):
     The sum over a window that reaches beyond the border is scaled by the window's size over the number of
     values inside; the bias is not. What lies inside is a rectangle: a factor for the row, one for the column.
     """
-
-    def __init__(
-        self, inputs: int, outputs: int, kernel: tuple[int, int], padding: tuple[int, int], **options: Any
-    ) -> None:
-        super().__init__(inputs, outputs, kernel, padding=padding, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self._conv_forward(x, self.weight, None)

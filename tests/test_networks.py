@@ -264,7 +264,7 @@ def test_a_partial_convolution_equals_its_formula(kernel: tuple[int, int], dilat
     """x' = W (X * M) * sum(1) / sum(M) + b (Liu et al. 2018), M ones within the signal and zeros around."""
     torch.manual_seed(0)
     padding = ((kernel[0] - 1) // 2 * dilation, (kernel[1] - 1) // 2)
-    partial = PartialConv2d(3, 4, kernel, padding, dilation=(dilation, 1))
+    partial = PartialConv2d(3, 4, kernel, padding=padding, dilation=(dilation, 1))
     x = torch.randn(2, 3, 21, 13)
     inside = nn.functional.conv2d(
         torch.ones(1, 1, 21, 13), torch.ones(1, 1, *kernel), None, 1, padding, (dilation, 1)

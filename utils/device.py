@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -63,6 +64,21 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
     if precision == "fp16" and device.type == "cuda":
         return torch.autocast(device.type, torch.float16)
     return nullcontext()
+
+
+def keep_memory() -> None:
+    """Lets glibc keep what tensors on the CPU have freed, for the next ones (other systems: nothing).
+
+    By default a block above 32 MiB at most goes back to the kernel when it is freed, which maps the next one
+    page by page and fills it with zeros: a quarter of a full-size training step (docs/experiments.md).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    # malloc.h: no mapped blocks, nothing trimmed from the heap's end, one heap for all threads
+    for option, value in ((-4, 0), (-1, -1), (-8, 1)):
+        mallopt(option, value)
 
 
 def gradient_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
