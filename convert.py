@@ -66,9 +66,9 @@ def convert_separator(path: Path, options: argparse.Namespace) -> dict[str, Any]
     foreign = read_foreign(path, settings, options.activation)
     if settings and settings != foreign.settings:
         print(f"NOTE: {path} brings its own settings, which hold; {options.config} is not used")
-    print(foreign.describe())
     embedder = load_embedder(options.embedder_path) if options.embedder_path else None
-    return foreign.build(embedder).content()
+    print(foreign.describe(embedder))
+    return foreign.build(embedder, options.embedder_path or "").content()
 
 
 def convert_embedder(path: Path, options: argparse.Namespace) -> dict[str, Any]:

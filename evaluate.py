@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(
             f"the checkpoints work at different rates ({sorted(rates)} Hz): score them one by one"
         )
+    if stored:
+        warn_of_task(stored, options, separators)
     data = stored or of_list(options, separators, rates.pop())
     use = "" if options.mask == "org" else f"-{options.mask}-{options.factor:g}"
     folders = [Path(options.out) / (result_name(path, data.name) + use) for path in separators]
@@ -120,6 +123,21 @@ def of_store(store: Store, name: str) -> TestSet:
     protocol = "list of recipes" if listed.startswith("recipes") else describe_protocol(data)
     split = store.split(name)
     return TestSet(str(store.folder), name, split, store.utterances, rate, protocol, store.folder)
+
+
+def warn_of_task(data: TestSet, options: argparse.Namespace, separators: Mapping[str, Separator]) -> None:
+    """Where a checkpoint was trained to give everything but the reference's voice, or the store asks for
+    that, and the other does not."""
+    asks = any(recipe.reverse for recipe in data.recipes)
+    for path, separator in separators.items():
+        gives = separator.config.data.reverse != (options.mask == "inv_sub")
+        if gives != asks:
+            what = ("the reference's voice", "everything but the reference's voice")
+            print(
+                f"WARNING: {path} gives {what[gives]}, {data.source} asks for {what[asks]}; --mask inv_sub "
+                "turns an estimate round",
+                file=sys.stderr,
+            )
 
 
 def of_list(options: argparse.Namespace, separators: Mapping[str, Separator], rate: int) -> TestSet:

@@ -20,7 +20,7 @@ import torch
 from config.load import argument_parser, load_config, parse_arguments, run_script
 from model.embedder import Embedder
 from model.foreign import load_embedder
-from model.foreign_separators import Foreign, foreign_from_content, is_foreign, read_foreign
+from model.foreign_separators import foreign_from_content, is_foreign, read_foreign
 from model.foreign_settings import Settings, settings_file
 from model.masks import add_mask_options, chosen_masking
 from model.reference import read_reference
@@ -108,25 +108,23 @@ def load_separator(path: Path, options: argparse.Namespace) -> Separator:
         raise UserError(f"{overrides[0]}: overrides go with -c; the checkpoint brings its own configuration")
     embedder = load_embedder(options.embedder_path) if options.embedder_path else None
     if path.suffix.lower() == ".onnx":
-        return _build(read_foreign(path, settings_of_config(path, options), options.activation), embedder)
+        foreign = read_foreign(path, settings_of_config(path, options), options.activation)
+        print(foreign.describe(embedder))
+        return foreign.build(embedder)
     content = load_checkpoint(path)
     if is_foreign(content):
         settings = settings_of_config(path, options)
         foreign = foreign_from_content(content, str(path), settings, options.activation)
         if settings and settings != foreign.settings:
             print(f"NOTE: {path} brings its own settings, which hold; {config} is not used")
-        return _build(foreign, embedder)
+        print(foreign.describe(embedder))
+        return foreign.build(embedder)
     if options.activation:
         raise UserError(f"--activation {options.activation}: {path} says its own")
     separator = Separator.from_content(content, str(path), load_config(config, overrides) if config else None)
     if embedder:
         replace_embedder(separator, embedder, path, options.embedder_path)
     return separator.eval()
-
-
-def _build(foreign: Foreign, embedder: Embedder | None) -> Separator:
-    print(foreign.describe())
-    return foreign.build(embedder)
 
 
 def settings_of_config(path: Path, options: argparse.Namespace) -> Settings | None:

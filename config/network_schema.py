@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from config.options import Options
+from config.options import Options, require_switch
 
 
 class MaskNetworkOptions(Options):
@@ -115,6 +115,11 @@ class SpeakerLoss(Options):
     start_epoch: int = Field(0, ge=0)
     start_step: int = Field(0, ge=0)
 
+    @model_validator(mode="after")
+    def _has_a_weight(self) -> SpeakerLoss:
+        require_switch(self, "beta", "anchor", "start_epoch", "start_step", "alpha")
+        return self
+
 
 class TripletSpeakerLoss(SpeakerLoss):
     """The same with a margin `alpha`, against the embedding of the residual (mixture minus estimate)."""
@@ -148,6 +153,7 @@ class Loss(Options):
 
     @model_validator(mode="after")
     def _some(self) -> Loss:
+        require_switch(self, "asymmetric", "asymmetric_alpha")
         if not any(self.weights[name] for name in RECONSTRUCTION):
             raise ValueError(f"one of {', '.join(RECONSTRUCTION)} needs a weight above 0")
         return self

@@ -12,6 +12,16 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+def require_switch(options: BaseModel, switch: str, *belonging: str) -> None:
+    """Raises ValueError for options that were given while the one that gives them an effect was not, and is
+    off."""
+    given, fields = options.model_fields_set, type(options).model_fields
+    if switch not in given and not getattr(options, switch):
+        for name in belonging:
+            if name in given and getattr(options, name) != fields[name].default:
+                raise ValueError(f"{name} {getattr(options, name)}: has no effect without {switch}")
+
+
 def _in_order(value: float | list[float]) -> float | list[float]:
     if isinstance(value, list) and (len(value) != 2 or value[0] > value[1]):
         raise ValueError("expected one number or [low, high]")

@@ -220,6 +220,18 @@ class Config(Options):
             raise ValueError(
                 "loss.srl, loss.triplet_srl: data.reverse asks for all but the reference's voice"
             )
+        late = [
+            s for s in (self.loss.srl, self.loss.triplet_srl) if s.beta and (s.start_epoch or s.start_step)
+        ]
+        if late and self.train.best == "loss":
+            raise ValueError(
+                "train.best loss: a speaker loss starts later (start_epoch, start_step) and raises it; "
+                "choose by another figure of the validation"
+            )
+        if unconditioned and self.data.reverse:
+            raise ValueError(
+                "data.reverse: asks for all but the reference's voice, network.embedding is none"
+            )
         if self.loss.noise_type and self.network.kind != "lite":
             raise ValueError(f"loss.noise_type: trains the head of network lite, not {self.network.kind}")
         adaptive = self.network.kind == "lite" and self.network.suppression == "adaptive"

@@ -21,13 +21,14 @@ from model.dvector import DVector
 from model.embedder import Embedder
 from model.foreign import CONTAINERS, MARKS, MINDSLAB, build_embedder, mismatches, separator_weights
 from model.foreign_settings import Settings, settings_of
-from model.onnx_network import OnnxGraph, OnnxMask, describe_inputs
+from model.onnx_network import OnnxEmbedder, OnnxGraph, OnnxMask, describe_inputs
 from model.separator import FORMAT, Separator
 from model.voicefilter import VoiceFilter
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 
 NOT_LEARNT = ("running_mean", "running_var", "num_batches_tracked")
+VOICESPLIT = "VoiceSplit"
 LAST_CHANNELS = 8
 """Of the last convolution, in all of them."""
 
@@ -46,12 +47,14 @@ class Foreign:
     embedding_dim: int
     assumed: tuple[str, ...] = ()
 
-    def build(self, embedder: Embedder | None) -> Separator:
-        """A separator of ours, in evaluation mode, with the embedder that the caller brings.
+    def build(self, embedder: Embedder | None, name: str = "") -> Separator:
+        """A separator of ours, in evaluation mode, with the embedder that the caller brings, and its `name`.
 
         Raises UserError when the network needs an embedder and there is none, or one of another width.
         """
         config = self.config()
+        if name:
+            config = config.model_copy(update={"embedder": name})
         if self.embedding_dim and embedder is None:
             raise UserError(f"{self.where}: brings no embedder; name the one it was trained with by -e")
         if self.embedding_dim and embedder and embedder.dim != self.embedding_dim:
@@ -68,10 +71,10 @@ class Foreign:
     def _in_windows(self, embedder: Embedder) -> Embedder:
         """The public re-implementation's embedder in the windows that the file says; any other as it is."""
         windows = self.settings.windows
-        options = {**embedder.options, "window": windows[0], "window_hop": windows[1]} if windows else {}
-        published = isinstance(embedder, DVector) and not embedder.unit_length
-        published = published and all(embedder.options[key] == MINDSLAB[key] for key in ("n_fft", "hidden"))
-        if not (published and windows) or options == embedder.options:
+        if not (windows and isinstance(embedder, DVector) and _is_published(embedder)):
+            return embedder
+        options = {**embedder.options, "window": windows[0], "window_hop": windows[1]}
+        if options == embedder.options:
             return embedder
         other = build_embedder(options)
         other.load_state_dict(embedder.state_dict())
@@ -93,8 +96,9 @@ class Foreign:
             )
         return config
 
-    def describe(self) -> str:
-        """What was recognised in two lines, and what was assumed in a third."""
+    def describe(self, embedder: Embedder | None = None) -> str:
+        """What was recognised in two lines, and then what was assumed, and what is unusual about the embedder
+        that it is used with."""
         audio, options = self.settings.audio, dict(self.network)
         if options.pop("kind") == "onnx":
             size = f"{sum(len(graph) for graph in self.state.values()):,} bytes"
@@ -102,15 +106,34 @@ class Foreign:
             counted = (v for k, v in self.state.items() if not k.endswith(NOT_LEARNT))
             size = f"{sum(v.numel() for v in counted):,} parameters"
         details = [size, *(f"{k} {v}" for k, v in options.items()), f"embedding of {self.embedding_dim}"]
-        windows = self.settings.windows
+        windows = self.settings.windows if embedder is None or _is_published(embedder) else None
         frames = f", embedder windows of {windows[0]} frames every {windows[1]}" if windows else ""
-        assumed = f"\nNOTE: {self.where} does not say, assumed: {', '.join(self.assumed)}"
-        return (
-            f"{self.where}: {self.family} ({', '.join(details)})\n"
-            f"front end: clipped decibels, {audio['sample_rate']} Hz, n_fft {audio['n_fft']}, "
-            f"hop {audio['hop_length']}, window {audio['win_length']}{frames}, from {self.settings.source}"
-            + (assumed if self.assumed else "")
+        notes = []
+        if self.assumed:
+            notes.append(f"{self.where} does not say, assumed: {', '.join(self.assumed)}")
+        unusual = embedder is not None and self.embedding_dim and not _is_published(embedder)
+        if unusual and self.family != VOICESPLIT:
+            notes.append(
+                "the embedder is not of the re-implementation's kind (embedder.pt), which such weights know; "
+                "the estimate is worth something only if these were trained with this one"
+            )
+        return "\n".join(
+            [
+                f"{self.where}: {self.family} ({', '.join(details)})",
+                f"front end: clipped decibels, {audio['sample_rate']} Hz, n_fft {audio['n_fft']}, "
+                f"hop {audio['hop_length']}, window {audio['win_length']}{frames}, "
+                f"from {self.settings.source}",
+                *(f"NOTE: {note}" for note in notes),
+            ]
         )
+
+
+def _is_published(embedder: Embedder) -> bool:
+    """Whether it is the public re-implementation's, as a graph too."""
+    if isinstance(embedder, OnnxEmbedder):
+        return True
+    same = isinstance(embedder, DVector) and not embedder.unit_length
+    return same and all(embedder.options[key] == MINDSLAB[key] for key in ("n_fft", "hidden"))
 
 
 def read_foreign(
@@ -153,6 +176,10 @@ def foreign_from_content(
     if activation and own and own.activation and activation != own.activation:
         raise UserError(f"{own.source}: says {own.activation}, not {activation}")
     options |= {"activation": chosen, "partial_convolution": partial}
+    if empty := sorted(key for key, tensor in state.items() if not tensor.numel()):
+        raise UserError(f"{where}: not a complete separator: {empty[0]} holds no values")
+    if turned := sorted(key for key, tensor in state.items() if tensor.is_complex()):
+        raise UserError(f"{where}: not a separator's weights: {turned[0]} holds complex numbers")
     with torch.device("meta"):
         expected = VoiceFilter(bins, dim, **options).state_dict()
     for key in expected:  # PyTorch before 0.4.1 did not count
@@ -160,7 +187,7 @@ def foreign_from_content(
             state.setdefault(key, torch.tensor(0))
     if found := mismatches(expected, state):
         raise UserError(f"{where}: not a complete separator: {found}")
-    assumed: tuple[str, ...] = () if settings.known else ("the published front end",)
+    assumed: tuple[str, ...] = () if settings.said else ("the published front end",)
     if not (activation or settings.activation or "hp_str" in content):
         assumed += (f"activation {chosen} (--activation)",)
     network = {"kind": "voicefilter", **options}
@@ -169,7 +196,7 @@ def foreign_from_content(
 
 def _family(content: Mapping[str, Any], partial: bool) -> str:
     if "config_str" in content:
-        return "VoiceSplit"
+        return VOICESPLIT
     name = "the public VoiceFilter re-implementation"
     name = name if "hp_str" in content else f"a fork of {name}"
     return f"{name} (partial convolutions)" if partial else name
@@ -227,5 +254,5 @@ def _read_graph(path: Path, settings: Settings) -> Foreign:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     state = dict(network.state_dict())
-    assumed = () if settings.known else ("the published front end",)
+    assumed = () if settings.said else ("the published front end",)
     return Foreign("ONNX mask network", str(path), settings, {"kind": "onnx"}, state, bins, dim, assumed)

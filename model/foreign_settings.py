@@ -32,10 +32,8 @@ class Settings:
     embedding_dim: int | None = None
     windows: tuple[int, int] | None = None
 
-    @property
-    def known(self) -> bool:
-        """Whether a file said them."""
-        return self.source != PUBLISHED
+    said: bool = field(default=False, compare=False)
+    """Whether a file said the sizes of the front end, at least one of them."""
 
 
 def settings_of(content: Mapping[str, Any], where: str) -> Settings | None:
@@ -87,16 +85,12 @@ def _dict_text(text: str, where: str) -> dict[str, Any]:
 
 def _settings(tree: dict[str, Any], where: str) -> Settings:
     """Sections audio, model, embedder -> settings. Raises UserError for a front end that we lack."""
-    sections = {name: tree.get(name) or {} for name in ("audio", "model", "embedder")}
-    if "backend" in sections["audio"]:
-        backend = sections["audio"]["backend"]
-        if backend != "voicefilter":
-            raise UserError(f"{where}: audio.backend {backend!r}: only voicefilter is supported")
-        sections["audio"] = sections["audio"].get(backend) or {}
-    for name, section in sections.items():
-        if not isinstance(section, dict):
-            raise UserError(f"{where}: {name}: expected a section, got {section!r}")
+    sections = {name: _section(tree, name, where) for name in ("audio", "model", "embedder")}
     audio = sections["audio"]
+    if "backend" in audio:
+        if (backend := audio["backend"]) != "voicefilter":
+            raise UserError(f"{where}: audio.backend {backend!r}: only voicefilter is supported")
+        audio = _section(audio, backend, where)
     for key, ours in LEVELS.items():
         if audio.get(key, ours) != ours:
             raise UserError(f"{where}: {key} {audio[key]}: only {ours} is supported")
@@ -109,12 +103,20 @@ def _settings(tree: dict[str, Any], where: str) -> Settings:
     dim = _number(sections["embedder"], "emb_dim", where) or _number(sections["model"], "emb_dim", where)
     window, stride = (_number(sections["embedder"], key, where) for key in ("window", "stride"))
     windows = (window, stride) if window and stride else None
-    return Settings(where, sizes, _activation(tree, where), dim, windows)
+    said = any(audio.get(key) is not None for key in (*PUBLISHED_SIZES, "num_freq"))
+    return Settings(where, sizes, _activation(tree, where), dim, windows, said)
+
+
+def _section(tree: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    section = tree.get(name) or {}
+    if not isinstance(section, dict):
+        raise UserError(f"{where}: {name}: expected a section, got {section!r}")
+    return section
 
 
 def _activation(tree: dict[str, Any], where: str) -> str | None:
     name = tree.get("model_name")
-    if name is not None and name not in ACTIVATIONS:
+    if name is not None and (not isinstance(name, str) or name not in ACTIVATIONS):
         raise UserError(f"{where}: model_name {name!r}: expected one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS.get(name) if name is not None else None
 

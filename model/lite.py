@@ -96,13 +96,19 @@ class Lite(MaskNetwork):
         share = mixture.new_zeros(len(mixture), 1) if state is None else state.share
         mask, overlap, (hidden, cell) = self._analyse(mixture, embedding, state)
         if self.suppression == "adaptive":
-            target = (self.slope * torch.sigmoid(overlap) + self.offset).clamp(0, 1)  # [B, T]
-            shares = []
-            for wanted in target.split(1, dim=1):
-                share = self.smoothing * share + (1 - self.smoothing) * wanted
-                shares.append(share)
-            mask = 1 - torch.cat(shares, dim=1)[..., None] * (1 - mask)
+            mask, share = self.adapt(mask, overlap, share)
         return mask, LiteState(hidden, cell, share)
+
+    def adapt(self, mask: Tensor, overlap: Tensor, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Adaptive suppression: the mask [B, T, F] as far as the logits [B, T] ask for it, and the `share` of
+        it [B, 1] that the last frame has applied (None: nothing came before)."""
+        share = overlap.new_zeros(len(overlap), 1) if share is None else share
+        target = (self.slope * torch.sigmoid(overlap) + self.offset).clamp(0, 1)  # [B, T]
+        shares = []
+        for wanted in target.split(1, dim=1):
+            share = self.smoothing * share + (1 - self.smoothing) * wanted
+            shares.append(share)
+        return 1 - torch.cat(shares, dim=1)[..., None] * (1 - mask), share
 
     def _analyse(
         self, mixture: Tensor, embedding: Tensor | None, state: LiteState | None

@@ -53,8 +53,11 @@ class SeparatorObjective(nn.Module):
         return distributed.averaged(self.judge(batch)[0])
 
     def judge(self, batch: Batch) -> tuple[dict[str, Tensor], Comparison]:
-        """The criteria of this rank's batch, and what they compare: in evaluation mode, of batches of
-        waveforms, with the estimates' waveforms among it."""
+        """The criteria of this rank's batch, and the comparison of what is heard: in evaluation mode, of
+        batches of waveforms, with the estimates' waveforms among it.
+
+        The two differ where suppression is adaptive: its mask learns as it is, and is heard in part.
+        """
         network, loss, precision = self.separator.network, self.config.loss, self.config.train.precision
         batch = self._with_spectra(batch)
         asked = self._embedding(batch)
@@ -77,6 +80,9 @@ class SeparatorObjective(nn.Module):
             rate = self.separator.sample_rate
             values |= speaker_criteria(loss, self.weights, embedder, compared, asked, rate)
         values["loss"] = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
+        if isinstance(network, Lite) and network.suppression == "adaptive" and not self.training:
+            assert overlap is not None
+            compared = self._compare(network.adapt(mask.float(), overlap)[0], batch)
         return values, compared
 
     def _with_spectra(self, batch: Batch) -> Batch:

@@ -161,6 +161,8 @@ class Separator(nn.Module):
         """Rebuilds what `content()` described. Raises UserError when it is something else."""
         if content.get("format") != FORMAT:
             keys = ", ".join(sorted(map(str, content))[:6])
+            if isinstance(content.get("embedder"), dict):
+                raise UserError(f"{where}: is an embedder; a separator is wanted")
             raise UserError(
                 f"{where}: no separator checkpoint of this project (it holds {keys or 'nothing'}); "
                 "convert.py reads those of other projects"
@@ -171,6 +173,12 @@ class Separator(nn.Module):
                 there, here = (_learnt(c) for c in (own, config))
                 if changes := differences(there, here):
                     raise UserError(f"{where}: was trained with another configuration ({'; '.join(changes)})")
+                adaptive = config.network.kind == "lite" and config.network.suppression == "adaptive"
+                if adaptive and not own.loss.noise_type:
+                    raise UserError(
+                        f"{where}: network.suppression adaptive follows a head that was not trained there "
+                        "(loss.noise_type 0)"
+                    )
             conditioned = own.network.embedding == "reference"
             separator = cls(config or own, embedder_from_content(content, where) if conditioned else None)
             separator.network.load_state_dict(content["network"])

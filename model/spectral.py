@@ -6,19 +6,17 @@ import torch
 from torch import Tensor, nn
 
 
-def centred_stft(
-    waveform: Tensor, n_fft: int, hop_length: int, window: Tensor, pad_mode: str = "constant"
-) -> Tensor:
-    """float [B, N] -> complex spectrum [B, N // hop + 1, n_fft / 2 + 1]; the ends are padded with zeros
-    (constant), or with the signal's own reflection."""
+def stft(waveform: Tensor, n_fft: int, hop_length: int, window: Tensor, centred: bool = True) -> Tensor:
+    """float [B, N] -> complex spectrum [B, N // hop + 1, n_fft / 2 + 1]; the ends are padded with zeros,
+    unless frames begin with the signal (`centred` False), and there are n_fft // hop fewer of them."""
     spectrum = torch.stft(
         waveform.float(),
         n_fft,
         hop_length,
         len(window),
         window,
-        center=True,
-        pad_mode=pad_mode,
+        center=centred,
+        pad_mode="constant",
         return_complex=True,
     )
     return spectrum.transpose(1, 2)  # [B, T, F]
@@ -46,10 +44,12 @@ class Spectral(nn.Module):
 
     def forward(self, waveform: Tensor) -> Tensor:
         """float [B, N] -> complex spectrum [B, T, F], T = ceil(N / hop) + 1, F = n_fft / 2 + 1."""
-        pad = -waveform.shape[-1] % self.hop_length
+        pad, half = -waveform.shape[-1] % self.hop_length, self.n_fft // 2
+        reflected = self.pad_mode == "reflect" and waveform.shape[-1] > half
+        if reflected:  # of the signal itself: the zeros come behind
+            waveform = nn.functional.pad(waveform, (half, half), mode="reflect")
         waveform = nn.functional.pad(waveform, (0, pad))
-        mode = self.pad_mode if waveform.shape[-1] > self.n_fft // 2 else "constant"
-        return centred_stft(waveform, self.n_fft, self.hop_length, self.window, mode)
+        return stft(waveform, self.n_fft, self.hop_length, self.window, not reflected)
 
     def inverse(self, spectrum: Tensor, length: int) -> Tensor:
         """complex [B, T, F] -> float [B, length]."""
@@ -91,7 +91,7 @@ class MelSpectrogram(nn.Module):
         self.register_buffer("filters", filters, persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        spectrum = centred_stft(waveform, self.n_fft, self.hop_length, self.window)
+        spectrum = stft(waveform, self.n_fft, self.hop_length, self.window)
         mel = (spectrum.real.square() + spectrum.imag.square()) @ self.filters  # [B, T, M]
         return torch.log10(mel + 1e-6) if self.log else mel
 
@@ -107,7 +107,7 @@ class HammingSpectrogram(nn.Module):
         self.register_buffer("window", torch.hamming_window(win_length), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        spectrum = centred_stft(waveform, self.n_fft, self.hop_length, self.window)
+        spectrum = stft(waveform, self.n_fft, self.hop_length, self.window)
         # the magnitude of exactly nothing has no gradient
         return (spectrum.real.square() + spectrum.imag.square() + 1e-12).sqrt()
 

@@ -30,6 +30,8 @@ def test_every_shipped_configuration_loads_and_builds(path: Path) -> None:
         ("audio.hop_length=9000", ["hop_length 9000", "win_length 400"]),
         ("data.snr_db=.nan", ["data.snr_db", "finite number"]),
         ("data.seconds=1e-9", ["greater than or equal to 0.1"]),
+        ("loss.srl.anchor=clean", ["anchor clean", "no effect without beta"]),
+        ("loss.asymmetric_alpha=3", ["asymmetric_alpha 3", "no effect without asymmetric"]),
         ("nonsense", ["train.batch_size=4"]),
         ("trian.steps=3", ["unknown key 'trian'", "did you mean 'train'"]),
         ("train=[1", ["YAML"]),
@@ -40,6 +42,24 @@ def test_a_wrong_option_is_refused_with_its_key(override: str, words: list[str])
         load_config(None, [override])
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["store.kind=wave", "train.best=loss", "loss.srl={beta: 1, start_step: 9}"], "train.best loss"),
+        (["data.reverse=true", "network.embedding=none"], "data.reverse"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(overrides: list[str], words: str) -> None:
+    load_config(None, overrides[:-1])
+    with pytest.raises(UserError, match=words):
+        load_config(None, overrides)
+
+
+def test_an_ablation_of_a_shipped_configuration_may_switch_a_criterion_off() -> None:
+    config = load_config("config/srl-clean.yaml", ["loss.srl.beta=0"])
+    assert not config.loss.needs_embedder and config.loss.srl.anchor == "clean"
 
 
 def test_scientific_notation_is_a_number_and_overrides_win(tmp_path: Path) -> None:

@@ -182,7 +182,9 @@ STATE, PARTIAL = network_state(), network_state(partial=True)
 LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Tensor], bool, str, bool]] = {
     "release": (checkpoint(STATE, hp_str=HP), STATE, False, "chkpt_55000.pt", False),
     "legacy": (checkpoint(prefixed(without_counts(STATE)), hp_str=HP), STATE, True, "chkpt_1.pt", False),
-    "best": (checkpoint(STATE, epoch=3, best_val_loss=0.5, adapter=None), STATE, False, "best.pt", False),
+    "best": (
+        checkpoint(STATE, epoch=3, best_val_loss=np.float64(0.5), adapter=None), STATE, False, "b.pt", False
+    ),
     "state_dict": ({"state_dict": prefixed(STATE)}, STATE, False, "best_model.pt", False),
     "model_state_dict": ({"model_state_dict": STATE, "epoch": 1}, STATE, False, "best_model.pt", False),
     "bare": (dict(STATE), STATE, True, "best_model.pt", False),
@@ -450,6 +452,13 @@ def test_what_is_not_complete_or_not_supported_is_refused_in_one_sentence(
          "audio.backend 'waveglow': only voicefilter is supported"),
         (checkpoint(STATE, config_str=voicesplit_config("voicejoin")),
          "model_name 'voicejoin': expected one of"),
+        (checkpoint(STATE, config_str="{'audio': 3}"), "audio: expected a section, got 3"),
+        (checkpoint(STATE, hp_str="audio: my-backend"), "audio: expected a section, got 'my-backend'"),
+        (checkpoint(STATE, config_str="{'model_name': ['x']}"), "model_name ['x']: expected one of"),
+        (checkpoint(changed(lstm_at_weight_hh_l0=torch.ones(32, 0)), hp_str=HP),
+         "lstm.weight_hh_l0 holds no values"),
+        (checkpoint(changed(fc2_at_weight=torch.ones(BINS, 12, dtype=torch.complex64)), hp_str=HP),
+         "fc2.weight holds complex numbers"),
         (checkpoint(STATE, hp_str=HP, adapter={"w": torch.ones(1)}), "an adapter, which is not supported"),
         ({"weights": torch.ones(1)}, "no known separator: expected the keys conv.0.weight"),
     ]  # fmt: skip
@@ -523,6 +532,20 @@ def test_what_is_assumed_is_said(tmp_path: Path) -> None:
     assert "the published front end" in read_foreign(tmp_path / "fork.pt").assumed
     torch.save(checkpoint(STATE, hp_str=HP), tmp_path / "release.pt")
     assert read_foreign(tmp_path / "release.pt").assumed == ()
+    torch.save(checkpoint(STATE, hp_str="train: {batch_size: 8}"), tmp_path / "silent.pt")
+    assert read_foreign(tmp_path / "silent.pt").assumed == ("the published front end",)
+
+
+def test_another_embedder_than_the_weights_listen_to_is_said(tmp_path: Path, embedder_file: Path) -> None:
+    torch.save(checkpoint(STATE, hp_str=HP), tmp_path / "release.pt")
+    torch.save(checkpoint(STATE, config_str=voicesplit_config("voicesplit")), tmp_path / "split.pt")
+    torch.save(embedder_state(768, "proj.linear_layer", 0.1), tmp_path / "embedder.pt")
+    own, other = (load_embedder(str(path)) for path in (tmp_path / "embedder.pt", embedder_file))
+    release, split = (read_foreign(tmp_path / name) for name in ("release.pt", "split.pt"))
+    assert "embedder windows of 80" in release.describe(own) and "NOTE" not in release.describe(own)
+    assert "embedder windows" not in release.describe(other) and "NOTE" in release.describe(other)
+    assert "NOTE" not in split.describe(other)
+    assert release.build(own, "embedder.pt").config.embedder == "embedder.pt"
 
 
 def test_the_embedder_hears_the_windows_that_the_checkpoint_says(tmp_path: Path) -> None:
@@ -628,10 +651,10 @@ def test_another_configuration_beside_a_foreign_checkpoint_is_noted(
     (voices / "other.yaml").write_text(HP.replace(f"hop_length: {HOP}", "hop_length: 16"))
     for config in (voices / "other.yaml", voices / "ours.yaml"):
         code, out, _ = run(inference.main, *arguments(voices, path, "-e", embedder_file, "-c", config))
-        assert code == 0 and out.count("NOTE") == 1 and "is not used" in out
+        assert code == 0 and out.count("NOTE") == 2 and "is not used" in out  # and one of the embedder
     for config in ([], ["-c", yaml_file]):  # the second says the same as the checkpoint
         code, out, _ = run(inference.main, *arguments(voices, path, "-e", embedder_file, *config))
-        assert code == 0 and "NOTE" not in out
+        assert code == 0 and out.count("NOTE") == 1
 
 
 def test_a_graph_is_an_embedder_like_any_other(run: Runner, voices: Path) -> None:
@@ -683,7 +706,7 @@ def test_convert_takes_embedders_and_never_its_input(
         "-o",
         voices / "x.pt",
     )
-    assert code == 0 and "activation mish" in out and "NOTE" not in out
+    assert code == 0 and "activation mish" in out and out.count("NOTE") == 1  # of the embedder
     assert load_checkpoint(voices / "x.pt")["config"]["network"]["activation"] == "mish"
 
 

@@ -16,6 +16,7 @@ import trainer
 from config.load import load_config
 from model import validation
 from model.pages import choose_rows
+from model.scoring import score_outputs
 from model.separator_task import SeparatorTask
 from tests.conftest import TINY
 from utils.logger import RunLogger, Speed
@@ -97,6 +98,33 @@ def test_speed_counts_what_all_ranks_see(monkeypatch: pytest.MonkeyPatch) -> Non
     with speed.paused():
         now[0] += 50.0
     assert speed.read() == pytest.approx({"examples_per_second": 2 * 3 * 4 / 12, "input_wait_share": 3 / 12})
+
+
+LITE = [
+    "network={kind: lite, channels: 2, lstm_dim: 8, noise_type_dim: 4, suppression: adaptive, offset: 0.3}",
+    "loss.noise_type=0.1",
+]
+
+
+@pytest.mark.parametrize("network", [[], LITE], ids=["tiny", "lite"])
+def test_a_validation_scores_what_an_evaluation_scores(
+    network: list[str], corpus_folder: Path, embedder_file: Path, tmp_path: Path
+) -> None:
+    store = ["-d", str(corpus_folder), "-o", str(tmp_path), "-p", "1", "-e", str(embedder_file)]
+    options = [*(o for o in TINY if not (network and o.startswith("network"))), *network]
+    assert generator.main([*store, *options]) == 0
+    config = load_config(None, [*options, f"store.folder={tmp_path}", "train.precision=fp32"])
+    task = SeparatorTask(config.model_copy(update={"embedder": str(embedder_file)}), torch.device("cpu"))
+    validated = task.validate().summary
+    split = task.store.split("validation")
+    separator, vectors = task.separator, torch.from_numpy(task._validation_embeddings)
+
+    def separate(mixture: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        return torch.from_numpy(separator.separate(mixture.numpy(), vectors[rows]))
+
+    scores = score_outputs(split, separate, "evaluate")
+    for name in ("sdr", "si_sdr"):
+        assert validated[f"{name}_after_mean"] == pytest.approx(float(np.mean(scores[name])), abs=1e-3), name
 
 
 def test_long_examples_are_validated_as_files_are_separated(

@@ -12,10 +12,20 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
 
 from utils.errors import UserError
 from utils.files import atomic_file
+
+_scalar = np.float64(0).__reduce__()[0]
+NUMPY_SCALARS: list[Any] = [
+    np.dtype,
+    *(kind for name, kind in vars(np.dtypes).items() if name.endswith("DType")),
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy._core.multiarray.scalar"),
+]
+"""What NumPy's numbers are made of, such as the best loss that a script saved; nothing that runs."""
 
 
 def save_checkpoint(
@@ -63,7 +73,8 @@ def load_checkpoint(path: Path | str, verify: bool = False) -> dict[str, Any]:
                     raise zipfile.BadZipFile(f"its part {bad} is damaged")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the pickle's age
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(NUMPY_SCALARS):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
