@@ -327,7 +327,7 @@ def save_audio(separator: Separator, data: TestSet, folder: Path, which: str, ro
         "mixture": mixture,
         "target": target,
         "reference": reference,
-        "estimate": separator.separate(mixture[None], embedding)[0],
+        "estimate": separator.separate_channels(mixture[None], embedding)[0],
     }
     for name, samples in example.items():
         own_rate = separator.reference_rate if name == "reference" else rate

@@ -1,71 +1,77 @@
-"""Separates one voice: mixture and reference in, estimate and residual out.
+"""Separates one voice: mixture and reference in, estimate out.
 
     python inference.py -m mixed.wav -r reference.wav -o out
+    python inference.py -m recordings/ -r reference.wav -o out --keep residual
+    python inference.py --batch list.csv -o out
+    rec -t s16 -r 16000 -c 1 - | python inference.py --stream -r reference.wav | play -t s16 -r 16000 -c 1 -
     python inference.py --checkpoint_path chkpt_55000.pt -e embedder.pt -m mixed.wav -r reference.wav -o out
 
 A checkpoint of this project carries its configuration, its front end and its embedder; those of the public
-VoiceFilter re-implementation, its forks, VoiceSplit and ailia (ONNX) need the embedder beside them.
+VoiceFilter re-implementation, its forks, VoiceSplit and ailia (ONNX) need the embedder beside them. Exit code
+2: a mistake in what was asked; 3: some of many recordings could not be separated.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event, Lock
+from typing import Any, get_args
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from config.load import argument_parser, load_config, parse_arguments, run_script
-from model.embedder import Embedder
-from model.foreign import load_embedder
-from model.foreign_separators import foreign_from_content, is_foreign, read_foreign
-from model.foreign_settings import Settings, settings_file
+from config.load import argument_parser, parse_arguments, run_script
+from model.choice import add_checkpoint_options, chosen_checkpoint, load_separator
+from model.jobs import Finished, Job, Outcome, folder_jobs, listed_jobs, run_jobs
 from model.masks import add_mask_options, chosen_masking
+from model.pcm import stream_pcm
+from model.pictures import draw_recording
+from model.presence import Calibration
+from model.recording import Absent, Report, Wishes, residual_path, separate_recording
 from model.reference import read_reference
-from model.separator import CHUNK_SECONDS, FORMAT, Separator
-from utils.audio import level_db, read_audio, read_mono, resample, write_audio
+from model.separator import Separator
+from utils.audio import audio_info, read_mono
+from utils.audio_stream import standard_input
 from utils.checkpoint import load_checkpoint
-from utils.device import choose_device
+from utils.device import choose_device, keep_memory
 from utils.errors import UserError
+from utils.files import sha256_of, write_json
 from utils.metrics import si_sdr
-from utils.plots import save_picture, spectrogram_figure
+
+STANDARD = "-"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(_parser(), arguments)
-    out = Path(options.out_dir)
-    for result in (out / "estimate.wav", out / "residual.wav"):
-        for given in (options.mixed_file, *options.reference_file, options.target):
-            if given and result.resolve() == Path(given).resolve():
-                raise UserError(f"{given}: would be overwritten by the result; name another folder with -o")
-    path = Path(options.checkpoint_path) if options.checkpoint_path else newest_checkpoint(Path("chkpt"))
-    separator = load_separator(path, options).to(choose_device(options.device))
-    separator.masking = chosen_masking(separator.masking, options)
-    mixture, rate = read_audio(options.mixed_file)
-    target = read_mono(options.target, rate) if options.target else None
-    if target is not None and len(target) != mixture.shape[1]:
-        raise UserError(
-            f"{options.target}: {len(target)} samples, the mixture has {mixture.shape[1]} at {rate} Hz"
-        )
-    embedding = embed(separator, path, options.reference_file)
-    estimate = separate(separator, mixture, rate, embedding)
-    if not np.isfinite(estimate).all():
-        raise UserError(f"{path}: gives NaN or infinite samples; its weights are damaged")
-
-    write_audio(out / "estimate.wav", estimate, rate)
-    write_audio(out / "residual.wav", mixture - estimate, rate)
-    if options.plot:
-        save_picture(out / "spectrograms.png", draw(separator, mixture, estimate, target, rate, embedding))
-    report(path, mixture, estimate, target)
-    print(
-        out / "estimate.wav",
-        out / "residual.wav",
-        *([out / "spectrograms.png"] if options.plot else []),
-        sep="\n",
-    )
-    return 0
+    _check(options)
+    keep_memory()
+    with ExitStack() as stack:
+        sink = sys.stdout
+        if STANDARD in (options.out_dir, options.report) or options.stream:
+            stack.enter_context(redirect_stdout(sys.stderr))
+        path = chosen_checkpoint(options)
+        separator = load_separator(path, options).to(choose_device(options.device))
+        separator.masking = chosen_masking(separator.masking, options)
+        separator.precision = options.precision or separator.precision
+        voices = Voices(separator, path)
+        if options.stream:
+            embedding = voices(tuple(map(Path, options.reference_file)))
+            source = None if options.microphone else sys.stdin.buffer
+            stream_pcm(separator, embedding, source, sink.buffer)
+            return 0
+        wishes = _wishes(options, separator, path)
+        if options.batch or Path(options.mixed_file).is_dir():
+            return separate_many(options, voices, wishes)
+        return separate_one(options, voices, wishes, stack, sink)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         __doc__ or "", "a configuration instead of the checkpoint's own, or what a foreign one lacks"
     )
     add = parser.add_argument
-    add("-m", "--mixed_file", "--input", required=True, metavar="MIXED", help="the mixture")
+    add("-m", "--mixed_file", "--input", metavar="MIXED", help="the mixture, a folder of them, or - (a WAV)")
     add(
         "-r",
         "--reference_file",
@@ -82,136 +88,230 @@ def _parser() -> argparse.ArgumentParser:
         metavar="REFERENCE",
         help="a few seconds of the wanted voice alone; of several -r the mean is taken",
     )
-    add("-o", "--out_dir", required=True, metavar="DIR", help="folder for the results")
-    add("--checkpoint_path", metavar="CKPT", help="default: the newest chkpt/*/best.pt")
-    add("-e", "--embedder_path", help="an embedder instead of the checkpoint's own; a foreign one needs it")
-    add("--activation", choices=["relu", "mish"], help="of a fork's checkpoint that does not say its own")
+    add("-o", "--out_dir", metavar="OUT", help="folder for the results, NAME.wav, or - (a WAV)")
+    add("--batch", metavar="CSV", help="many at once: rows of mixture, reference, output")
+    add("-p", "--processes", type=int, metavar="N", help="so many recordings at the same time")
+    add("--stream", action="store_true", help="16-bit PCM from standard input to standard output, at once")
+    add("--microphone", action="store_true", help="with --stream: from the microphone")
+    add_checkpoint_options(parser)
     add_mask_options(parser)
+    add("--strength", type=float, default=1.0, help="0 to 1: 1 leaves nothing of the rest, 0 all of it")
+    add("--keep", choices=["residual"], action="append", default=[], help="write what is left as well")
+    add("--mono", action="store_true", help="average the channels first, instead of separating each")
+    add("--presence", action="store_true", help="say whether the voice is in there at all")
+    add("--threshold", type=float, default=0.5, help="probability from which it is")
+    add("--absent", choices=get_args(Absent), help="what is written where it is not (default: the estimate)")
+    add(
+        "--report",
+        nargs="?",
+        const="",
+        metavar="JSON",
+        help="what was done, as JSON (default: OUT/report.json)",
+    )
     add("--target", metavar="WAV", help="the wanted voice alone, to score and to draw beside it")
-    add("--plot", action="store_true", help="also write spectrograms.png")
-    add("--device", default="auto", help="auto, cpu or cuda[:N]")
+    add("--plot", action="store_true", help="also draw spectrograms and mask of the first seconds (PNG)")
+    add("--device", default="auto", help="auto, cpu, mps or cuda[:N]")
+    add("--precision", choices=["auto", "fp32", "bf16"], help="default: the checkpoint's own")
     return parser
 
 
-def newest_checkpoint(folder: Path) -> Path:
-    """The newest best.pt of a separator below a folder, which may hold embedders as well."""
-    for path in sorted(folder.glob("*/best.pt"), key=lambda path: path.stat().st_mtime, reverse=True):
-        if load_checkpoint(path).get("format") == FORMAT:
-            return path
-    raise UserError(f"{folder}: no trained separator below it; train one, or name it with --checkpoint_path")
+def _check(options: argparse.Namespace) -> None:
+    """Raises UserError for options that do not go together."""
+    given = [name for name in ("mixed_file", "batch") if getattr(options, name)]
+    if options.stream:
+        for name in ("mixed_file", "batch", "out_dir", "presence", "report", "target", "plot", "keep"):
+            if getattr(options, name):
+                raise UserError(
+                    f"--stream: reads standard input and writes standard output, without --{name}"
+                )
+    elif options.microphone:
+        raise UserError("--microphone: belongs to --stream")
+    elif len(given) != 1:
+        raise UserError("name what is separated: one of -m MIXED, --batch CSV and --stream")
+    elif not options.out_dir:
+        raise UserError("name the folder for the results with -o")
+    many = options.batch or (options.mixed_file and Path(options.mixed_file).is_dir())
+    if many and (options.target or options.out_dir == STANDARD):
+        raise UserError(f"{'--target' if options.target else '-o -'}: is for a single recording")
+    if options.processes is not None and options.processes < 1:
+        raise UserError(f"-p {options.processes}: expected at least 1")
+    for name in ("strength", "threshold"):
+        if not 0 <= getattr(options, name) <= 1:
+            raise UserError(f"--{name} {getattr(options, name)}: expected 0 to 1")
 
 
-def load_separator(path: Path, options: argparse.Namespace) -> Separator:
-    """The separator of a checkpoint, of this project or another, with the embedder of -e if there is one."""
-    config, overrides = options.config, options.overrides
-    if overrides and not config:
-        raise UserError(f"{overrides[0]}: overrides go with -c; the checkpoint brings its own configuration")
-    embedder = load_embedder(options.embedder_path) if options.embedder_path else None
-    if path.suffix.lower() == ".onnx":
-        foreign = read_foreign(path, settings_of_config(path, options), options.activation)
-        print(foreign.describe(embedder))
-        return foreign.build(embedder)
-    content = load_checkpoint(path)
-    if is_foreign(content):
-        settings = settings_of_config(path, options)
-        foreign = foreign_from_content(content, str(path), settings, options.activation)
-        if settings and settings != foreign.settings:
-            print(f"NOTE: {path} brings its own settings, which hold; {config} is not used")
-        print(foreign.describe(embedder))
-        return foreign.build(embedder)
-    if options.activation:
-        raise UserError(f"--activation {options.activation}: {path} says its own")
-    separator = Separator.from_content(content, str(path), load_config(config, overrides) if config else None)
-    if embedder:
-        replace_embedder(separator, embedder, path, options.embedder_path)
-    return separator.eval()
-
-
-def settings_of_config(path: Path, options: argparse.Namespace) -> Settings | None:
-    """What -c says for a foreign checkpoint: a YAML of its own project, or one of ours, which is not used."""
-    if options.config is None:
-        return None
-    settings = settings_file(options.config)
-    if settings is None:
-        load_config(options.config, options.overrides)
-        print(f"NOTE: {path} is another project's: its own settings hold, {options.config} is not used")
-    elif options.overrides:
-        raise UserError(f"{options.overrides[0]}: {options.config} is another project's, without overrides")
-    return settings
-
-
-def replace_embedder(separator: Separator, embedder: Embedder, path: Path, name: str) -> None:
-    """Raises UserError for one of another width."""
-    if separator.embedder is None:
-        print(f"NOTE: {path} has no embedder: -e {name} is not used")
-        return
-    if embedder.dim != separator.embedder.dim:
-        raise UserError(f"{name}: gives {embedder.dim} values, {separator.embedder.dim} are needed")
-    if embedder.fingerprint() != separator.embedder.fingerprint():
-        print(f"WARNING: {name} is not the embedder that {path} was trained with", file=sys.stderr)
-    separator.embedder = embedder
-
-
-def embed(separator: Separator, path: Path, names: Sequence[str]) -> torch.Tensor | None:
-    """The embedding [1, D] of the references, None for a network without. Raises UserError without -r."""
-    if separator.embedder is None:
-        if names:
-            print(f"NOTE: {path} works without a reference: -r {names[0]} is not used")
-        return None
-    if not names:
-        raise UserError(f"{path}: asks whose voice is wanted; name a recording of it with -r")
-    references = [read_reference(name, separator.reference_rate) for name in names]
-    return separator.embed_references(references, names)
-
-
-def separate(
-    separator: Separator, mixture: np.ndarray, rate: int, embedding: torch.Tensor | None
-) -> np.ndarray:
-    """Mixture [C, N] at `rate` Hz -> estimate [C, N] at the same rate, sample-aligned."""
-    estimate = separator.separate(resample(mixture, rate, separator.sample_rate), embedding)
-    estimate = resample(estimate, separator.sample_rate, rate)
-    missing = mixture.shape[1] - estimate.shape[1]
-    return np.pad(estimate, ((0, 0), (0, max(0, missing))))[:, : mixture.shape[1]]
-
-
-def report(path: Path, mixture: np.ndarray, estimate: np.ndarray, target: np.ndarray | None) -> None:
-    print(f"{path}: mixture {level_db(mixture):.1f} dBFS, estimate {level_db(estimate):.1f} dBFS")
-    if target is not None:
-        wanted = torch.from_numpy(target)
-        before, after = (
-            si_sdr(torch.from_numpy(signal.mean(axis=0)), wanted).item() for signal in (mixture, estimate)
-        )
-        print(f"SI-SDR {before:.2f} -> {after:.2f} dB ({after - before:+.2f})")
-
-
-@torch.inference_mode()
-def draw(
-    separator: Separator,
-    mixture: np.ndarray,
-    estimate: np.ndarray,
-    target: np.ndarray | None,
-    rate: int,
-    embedding: torch.Tensor | None,
-) -> np.ndarray:
-    """Spectrograms of mixture, target and estimate, and the mask, of the first CHUNK_SECONDS, as an image."""
-    stop = round(CHUNK_SECONDS * rate)
-    signals = {"mixture": mixture.mean(axis=0)}
-    if target is not None:
-        signals["target"] = target
-    signals["estimate"] = estimate.mean(axis=0)
-    waveforms = {
-        name: torch.from_numpy(resample(signal[:stop], rate, separator.sample_rate))[None].to(
-            separator.device
-        )
-        for name, signal in signals.items()
-    }
-    magnitudes = {name: separator.spectral(w)[0].abs().cpu().numpy() for name, w in waveforms.items()}
-    mask = separator.separate_with_mask(waveforms["mixture"], embedding)[1][0]
-    if mask.ndim == 3:  # complex, [T, F, 2]
-        mask = mask.norm(dim=-1).clamp(max=1)
-    return spectrogram_figure(
-        magnitudes, mask.cpu().numpy(), separator.sample_rate, separator.spectral.hop_length
+def _wishes(options: argparse.Namespace, separator: Separator, path: Path) -> Wishes:
+    calibration = None
+    if options.presence or options.absent:
+        if separator.embedder is None:
+            raise UserError(f"{path}: asks for nobody, so nobody can be present or absent")
+        calibration = Calibration.from_content(load_checkpoint(path), str(path))
+    return Wishes(
+        options.strength,
+        options.mono,
+        "residual" in options.keep,
+        calibration,
+        options.threshold,
+        options.absent or "estimate",
     )
+
+
+class Voices:
+    """Embeddings [1, D] of references by their names, each computed once; None for a network without."""
+
+    def __init__(self, separator: Separator, path: Path) -> None:
+        self.separator, self.path, self.lock = separator, path, Lock()
+        self.known: dict[tuple[Path, ...], Tensor] = {}
+        self.said = False
+
+    def __call__(self, names: tuple[Path, ...]) -> Tensor | None:
+        """Raises UserError without a name, and for a reference that cannot be used."""
+        if self.separator.embedder is None:
+            if names and not self.said:
+                print(f"NOTE: {self.path} works without a reference: -r {names[0]} is not used")
+            self.said = True
+            return None
+        if not names:
+            raise UserError(f"{self.path}: asks whose voice is wanted; name a recording of it with -r")
+        with self.lock:
+            if names not in self.known:
+                references = [read_reference(name, self.separator.reference_rate) for name in names]
+                self.known[names] = self.separator.embed_references(references, list(map(str, names)))
+            return self.known[names]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Separates, draws and reports one job."""
+
+    voices: Voices
+    wishes: Wishes
+    plot: bool = False
+    target: Path | None = None
+
+    def __call__(self, job: Job, stopping: Event | None = None, name: str | None = None) -> Report:
+        separator, embedding = self.voices.separator, self.voices(job.references)
+        report = separate_recording(
+            separator, job.mixture, embedding, job.output, self.wishes, name, stopping
+        )
+        if self.plot:
+            picture = job.output.with_suffix(".png")
+            picture = picture.with_name("spectrograms.png") if picture.stem == "estimate" else picture
+            draw_recording(picture, separator, job.mixture, job.output, self.target, embedding)
+            report.files.append(str(picture))
+        return report
+
+
+def separate_one(
+    options: argparse.Namespace, voices: Voices, wishes: Wishes, stack: ExitStack, sink: Any
+) -> int:
+    """One recording, from a file or standard input, to a file, a folder or standard output."""
+    mixture = Path(options.mixed_file)
+    if options.mixed_file == STANDARD:
+        mixture = stack.enter_context(standard_input())
+    to_pipe = options.out_dir == STANDARD
+    out = Path(stack.enter_context(TemporaryDirectory()) if to_pipe else options.out_dir)
+    output = out if out.suffix.lower() == ".wav" and not out.is_dir() else out / "estimate.wav"
+    target = Path(options.target) if options.target else None
+    references = tuple(map(Path, options.reference_file))
+    for result in (output, residual_path(output)):
+        for given in (mixture, *references, *([target] if target else [])):
+            if result.resolve() == given.resolve():
+                raise UserError(f"{given}: would be overwritten by the result; name another place with -o")
+    if target is not None:
+        _check_target(target, mixture)
+    work = Work(voices, wishes, options.plot, target)
+    report = work(Job(mixture, references, output), name=options.mixed_file)
+    print(describe(voices.path, report))
+    if target is not None:
+        print(_score(mixture, output, target))
+    if to_pipe:
+        with output.open("rb") as file:
+            shutil.copyfileobj(file, sink.buffer)
+        sink.buffer.flush()
+    else:
+        print(*report.files, sep="\n")
+    _write_report(options, voices, [report.content()], output.parent, sink)
+    return 0
+
+
+def separate_many(options: argparse.Namespace, voices: Voices, wishes: Wishes) -> int:
+    """A list or a folder; 3 when some could not be separated."""
+    out, references = Path(options.out_dir), list(map(Path, options.reference_file))
+    if options.batch:
+        jobs = listed_jobs(Path(options.batch), references, out)
+    else:
+        jobs = folder_jobs(Path(options.mixed_file), references, out)
+    cores = os.cpu_count() or 1
+    at_once = options.processes or (min(cores, 4) if voices.separator.device.type == "cpu" else 2)
+    at_once = min(at_once, len(jobs))
+    torch.set_num_threads(max(1, cores // at_once))
+    work = Work(voices, wishes, options.plot)
+    settings = [sha256_of(voices.path), str(wishes), str(voices.separator.masking), options.plot]
+    how = str([*settings, options.precision, options.embedder_path, options.config, options.overrides])
+    finished = Finished(out)
+    outcomes = run_jobs(jobs, lambda job, stop: work(job, stop).content(), finished, how, at_once)
+    _tell(outcomes, voices.path, out)
+    _write_report(options, voices, [_content(outcome) for outcome in outcomes], out, sys.stdout)
+    return 3 if any(outcome.problem for outcome in outcomes) else 0
+
+
+def _tell(outcomes: Sequence[Outcome], path: Path, out: Path) -> None:
+    done = [outcome for outcome in outcomes if outcome.report is not None]
+    before = sum(outcome.again for outcome in done)
+    earlier = f", {before} of them before" if before else ""
+    print(f"{path}: {len(done)} of {len(outcomes)} recordings separated{earlier}; {out}")
+    for outcome in outcomes:
+        if outcome.problem:
+            print(f"ERROR: {outcome.problem}", file=sys.stderr)
+
+
+def _content(outcome: Outcome) -> dict[str, Any]:
+    if outcome.report is not None:
+        return outcome.report
+    return {"mixture": str(outcome.job.mixture), "output": str(outcome.job.output), "error": outcome.problem}
+
+
+def _write_report(
+    options: argparse.Namespace, voices: Voices, reports: list[dict[str, Any]], folder: Path, sink: Any
+) -> None:
+    if options.report is None:
+        return
+    content = {"checkpoint": str(voices.path), "recordings": reports}
+    if options.report == STANDARD:
+        print(json.dumps(content, indent=2), file=sink)
+        return
+    place = Path(options.report) if options.report else folder / "report.json"
+    write_json(place, content)
+    print(place)
+
+
+def describe(path: Path, report: Report) -> str:
+    """What became of a recording, in a line or two."""
+    text = f"{path}: mixture {report.mixture_db:.1f} dBFS, estimate {report.estimate_db:.1f} dBFS"
+    if report.presence is not None:
+        verdict = "is present" if report.present else "is not present"
+        text += (
+            f"\nthe voice {verdict}: probability {report.presence:.2f} (similarity to the reference: "
+            f"estimate {report.similarity:.2f}, residual {report.residual_similarity:.2f})"
+        )
+    if report.written != "estimate":
+        text += f"; written instead of the estimate: {report.written}"
+    return text
+
+
+def _check_target(target: Path, mixture: Path) -> None:
+    rate = audio_info(mixture).rate
+    wanted, mixed = len(read_mono(target, rate)), audio_info(mixture).frames
+    if wanted != mixed:
+        raise UserError(f"{target}: {wanted} samples, the mixture has {mixed} at {rate} Hz")
+
+
+def _score(mixture: Path, output: Path, target: Path) -> str:
+    rate = audio_info(mixture).rate
+    wanted, before, after = (torch.from_numpy(read_mono(path, rate)) for path in (target, mixture, output))
+    first, second = (si_sdr(signal, wanted).item() for signal in (before, after))
+    return f"SI-SDR {first:.2f} -> {second:.2f} dB ({second - first:+.2f})"
 
 
 if __name__ == "__main__":

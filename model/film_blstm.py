@@ -45,6 +45,10 @@ class FilmBlstm(MaskNetwork):
         self.film = nn.Linear(embedding_dim, 4 * lstm_dim) if embedding_dim else None
         self.out = nn.Linear(2 * lstm_dim, width * stack)
 
+    @property
+    def frame_multiple(self) -> int:
+        return self.stack
+
     def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
         """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)]."""
         embedding = self.condition(embedding, len(mixture))

@@ -46,6 +46,11 @@ class MaskNetwork(nn.Module, ABC):
         self.planes = 2 if mask == "complex" else 1
         self.mask_bound, self.input, self.exponent = mask_bound, input, exponent
 
+    @property
+    def frame_multiple(self) -> int:
+        """So many frames are computed as one: pieces of a mixture should begin at a multiple of it."""
+        return 1
+
     @abstractmethod
     def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
         """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)] in float32."""

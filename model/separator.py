@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,14 @@ from model.voicefilter import VoiceFilter
 from utils.checkpoint import load_checkpoint
 from utils.device import autocast
 from utils.errors import UserError
-from utils.overlap import overlap_add
+from utils.overlap import overlap_stream
 
+STREAM_SAMPLES = 320_000
+"""Of a causal network's mixture, at most so many at once."""
 FORMAT = "voice-separation-1"
-CHUNK_SECONDS, OVERLAP_SECONDS = 20.0, 2.0
+CHUNK_SECONDS, OVERLAP_SECONDS, FADE_SECONDS = 20.0, 4.0, 0.25
+CHUNKS_AT_ONCE = 8
+"""On an accelerator; a CPU is busy with one."""
 
 
 def build_network(options: Network, bins: int, embedding_dim: int) -> MaskNetwork:
@@ -123,29 +127,51 @@ class Separator(nn.Module):
         waves = [torch.from_numpy(reference).to(self.device) for reference in references]
         return self.embedder.embed_speakers(waves, [0] * len(waves))
 
-    @torch.inference_mode()
-    def separate(self, mixture: np.ndarray, embedding: Tensor | None) -> np.ndarray:
+    def separate_channels(self, mixture: np.ndarray, embedding: Tensor | None) -> np.ndarray:
         """Mixture [C, N] at `sample_rate` Hz and an embedding [1, D], or one a channel [C, D] (None: there is
-        none) -> estimate [C, N].
+        none) -> estimate [C, N], as of `separate_blocks`."""
+        return np.concatenate(list(self.separate_blocks([mixture], embedding)), axis=1)
+
+    def separate_blocks(self, blocks: Iterable[np.ndarray], embedding: Tensor | None) -> Iterator[np.ndarray]:
+        """The same for a mixture that comes in blocks [C, n] of any sizes: the estimate's samples [C, m] as
+        they are finished.
 
         Every channel is separated by itself; long signals go through in overlapping, cross-faded chunks, or,
         where the network is causal, as a stream, which is exact.
         """
-        chunk, overlap = (round(s * self.sample_rate) for s in (CHUNK_SECONDS, OVERLAP_SECONDS))
         if isinstance(self.network, Lite) and self.spectral.pad_mode == "constant":
-            from model.streaming import StreamingSeparator  # which has a separator
+            yield from self._stream(blocks, embedding)
+            return
+        unit = self.spectral.hop_length * self.network.frame_multiple  # chunks have the frames of the whole
+        chunk, overlap = (round(s * self.sample_rate / unit) * unit for s in (CHUNK_SECONDS, OVERLAP_SECONDS))
+        fade = round(FADE_SECONDS * self.sample_rate)
 
-            vectors = None if embedding is None else embedding.expand(len(mixture), -1)
-            stream = StreamingSeparator(self, vectors)
-            blocks = torch.from_numpy(mixture).split(chunk, dim=1)
-            done = [stream(block.to(self.device)).cpu() for block in blocks]
-            return torch.cat([*done, stream.flush().cpu()], dim=1).numpy()
+        def process(pieces: Tensor) -> Tensor:  # [K, C, n]
+            rows = pieces.flatten(0, 1)
+            vectors = None
+            if embedding is not None:
+                vectors = embedding.expand(pieces.shape[1], -1).repeat(len(pieces), 1)
+            with torch.inference_mode():
+                return self(rows.to(self.device), vectors).cpu().unflatten(0, pieces.shape[:2])
 
-        def process(piece: Tensor) -> Tensor:
-            vectors = None if embedding is None else embedding.expand(len(piece), -1)
-            return self(piece.to(self.device), vectors).cpu()
+        at_once = 1 if self.device.type == "cpu" else CHUNKS_AT_ONCE
+        tensors = (torch.from_numpy(block) for block in blocks)
+        for done in overlap_stream(process, tensors, chunk, overlap, fade, at_once):
+            yield done.numpy()
 
-        return overlap_add(process, torch.from_numpy(mixture), chunk, overlap).numpy()
+    def _stream(self, blocks: Iterable[np.ndarray], embedding: Tensor | None) -> Iterator[np.ndarray]:
+        from model.streaming import StreamingSeparator  # which has a separator
+
+        stream = None
+        for block in blocks:
+            if stream is None:
+                stream = StreamingSeparator(
+                    self, None if embedding is None else embedding.expand(len(block), -1)
+                )
+            for piece in torch.from_numpy(block).split(STREAM_SAMPLES, dim=1):
+                yield stream(piece.to(self.device)).cpu().numpy()
+        if stream is not None:
+            yield stream.flush().cpu().numpy()
 
     def content(self) -> dict[str, Any]:
         """What a checkpoint holds of the system: enough to rebuild it without the YAML."""

@@ -41,12 +41,16 @@ class UNet(MaskNetwork):
         self.out = nn.Conv2d(channels[0], self.planes, 1)
         channels_last(self)
 
+    @property
+    def frame_multiple(self) -> int:
+        return int(2 ** (len(self.down) - 1))
+
     def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
         """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)]."""
         embedding = self.condition(embedding, len(mixture))
         x = self.see(mixture)[..., :: self.bin_step]  # [B, P, T, F/step]
         frames, bins = x.shape[2:]
-        multiple = 2 ** (len(self.down) - 1)
+        multiple = self.frame_multiple
         x = nn.functional.pad(self.normalize(x), (0, -bins % multiple, 0, -frames % multiple))
         levels: list[Tensor] = []
         for number, block in enumerate(self.down):

@@ -57,7 +57,7 @@ def validate(objective: SeparatorObjective, scored: ScoredSplit) -> tuple[Scores
         vectors = None
         if scored.embeddings is not None:
             vectors = torch.from_numpy(scored.embeddings[rows]).to(separator.device)
-        return torch.from_numpy(separator.separate(mixture.numpy(), vectors))
+        return torch.from_numpy(separator.separate_channels(mixture.numpy(), vectors))
 
     scores = score_outputs(scored.split, estimate, "validate", examples=scored.examples)
     return scores, losses.means()

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command(
         "inference.py", "--checkpoint_path", str(checkpoint),
         "-m", str(example / "mixture.wav"), "-r", str(example / "reference.wav"),
-        "--target", str(example / "target.wav"), "-o", str(results), "--plot",
+        "--target", str(example / "target.wav"), "-o", str(results), "--plot", "--keep", "residual",
     )  # fmt: skip
     finish(results, scores, store, corpus, time.monotonic() - start)
     return 0

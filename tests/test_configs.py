@@ -75,7 +75,7 @@ def test_every_configuration_steps_at_its_full_size(path: Path, embedder_file: P
             parameter.grad is None or not torch.equal(parameter, before[name]) or not parameter.grad.any()
         ), name
     separator.eval()
-    estimate = separator.separate(batch["mixture_wave"][:1].numpy(), batch["embedding"][:1])
+    estimate = separator.separate_channels(batch["mixture_wave"][:1].numpy(), batch["embedding"][:1])
     assert estimate.shape == batch["mixture_wave"][:1].shape and np.isfinite(estimate).all()
 
 

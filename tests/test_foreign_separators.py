@@ -593,7 +593,9 @@ def test_every_layout_separates_and_converts_from_the_command_line(
         path, embedder = write_layout(voices, name), embedder_file
     carried = {"hp_str", "config_str"} & set(LAYOUTS[name][0]) if name in LAYOUTS else set()
     config = [] if carried else ["-c", yaml_file]
-    code, _, err = run(inference.main, *arguments(voices, path, "-e", embedder, *config, "--plot"))
+    code, _, err = run(
+        inference.main, *arguments(voices, path, "-e", embedder, *config, "--plot", "--keep", "residual")
+    )
     assert (code, err) == (0, "")
     first, residual = read(voices / "out/estimate.wav"), read(voices / "out/residual.wav")
     np.testing.assert_allclose(first + residual, read(voices / "mixed.wav"), atol=1e-6)
@@ -723,7 +725,7 @@ def test_masks_from_the_command_line(run: Runner, voices: Path, embedder_file: P
     save_checkpoint(voices / "own.pt", Separator(config, embedder).content())
     mixture, results = read(voices / "mixed.wav"), {}
     for mask, factor in (("org", 1), ("inv_sub", 1), ("inv_sub", 2), ("inv_div", 0.7)):
-        given = arguments(voices, voices / "own.pt", "--mask", mask, "--factor", factor)
+        given = arguments(voices, voices / "own.pt", "--mask", mask, "--factor", factor, "--keep", "residual")
         code, out, _ = run(inference.main, *given)
         assert code == 0 and "NOTE" not in out
         results[mask, factor] = read(voices / "out/estimate.wav")

@@ -573,7 +573,7 @@ def test_a_long_file_goes_through_lite_as_one_stream(suppression: str) -> None:
     with torch.inference_mode():
         whole = separator(mixture, embedding.expand(2, -1))
     torch.testing.assert_close(
-        torch.from_numpy(separator.separate(mixture.numpy(), embedding)), whole, atol=1e-5, rtol=0
+        torch.from_numpy(separator.separate_channels(mixture.numpy(), embedding)), whole, atol=1e-5, rtol=0
     )
 
 

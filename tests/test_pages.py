@@ -120,7 +120,7 @@ def test_a_validation_scores_what_an_evaluation_scores(
     separator, vectors = task.separator, torch.from_numpy(task._validation_embeddings)
 
     def separate(mixture: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        return torch.from_numpy(separator.separate(mixture.numpy(), vectors[rows]))
+        return torch.from_numpy(separator.separate_channels(mixture.numpy(), vectors[rows]))
 
     scores = score_outputs(split, separate, "evaluate")
     for name in ("sdr", "si_sdr"):

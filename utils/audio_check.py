@@ -61,7 +61,7 @@ def examine_audio(path: Path | str, whole: bool = True) -> Examined:
         with file:
             known = 0 < file.frames < 2**48  # else a FLAC written to a pipe
             cut = file.format == "OGG" and not _ogg_ends(path)  # Ogg says its length nowhere else
-            promised = _promised(file) if known and not cut else 0
+            promised = promised_frames(file) if known and not cut else 0
             if known and not whole:
                 found = _examine_end(file, promised)
             else:
@@ -72,7 +72,7 @@ def examine_audio(path: Path | str, whole: bool = True) -> Examined:
     return found
 
 
-def _promised(file: soundfile.SoundFile) -> int:
+def promised_frames(file: soundfile.SoundFile) -> int:
     """Frames by the header; libsndfile itself trusts the size of a WAV more than its header."""
     sizes = _WAV_SIZE.search(file.extra_info)
     if sizes is None or int(sizes[2]) == 0 or int(sizes[1]) >= _STREAMED:

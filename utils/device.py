@@ -19,9 +19,11 @@ def choose_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UserError(f"--device {name}: expected auto, cpu or cuda[:N]") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: expected auto, cpu or cuda[:N]")
+        raise UserError(f"--device {name}: expected auto, cpu, mps or cuda[:N]") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"--device {name}: expected auto, cpu, mps or cuda[:N]")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"--device {name}: no Apple GPU is available here")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: no CUDA device is available here")
     return device

@@ -1,0 +1,102 @@
+"""Which separator is used: named, by a run's name, or the newest; of this project or another."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from config.load import load_config
+from model.embedder import Embedder
+from model.foreign import load_embedder
+from model.foreign_separators import foreign_from_content, is_foreign, read_foreign
+from model.foreign_settings import Settings, settings_file
+from model.separator import FORMAT, Separator
+from utils.checkpoint import load_checkpoint
+from utils.errors import UserError
+
+RUNS = Path("chkpt")
+
+
+def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    """--checkpoint_path, -e and --activation, as the functions here read them, beside -c."""
+    add = parser.add_argument
+    add(
+        "--checkpoint_path",
+        metavar="CKPT",
+        help="a file, or the name of a run (default: newest chkpt/*/best.pt)",
+    )
+    add("-e", "--embedder_path", help="an embedder instead of the checkpoint's own; a foreign one needs it")
+    add("--activation", choices=["relu", "mish"], help="of a fork's checkpoint that does not say its own")
+
+
+def chosen_checkpoint(options: argparse.Namespace) -> Path:
+    """Raises UserError where none is named and there is none."""
+    if options.checkpoint_path:
+        return checkpoint_of(options.checkpoint_path)
+    return newest_checkpoint(RUNS)
+
+
+def checkpoint_of(name: Path | str) -> Path:
+    """A file, or, where there is no such file, the best checkpoint of the run of that name."""
+    run = RUNS / name / "best.pt"
+    return run if not Path(name).is_file() and run.is_file() else Path(name)
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """The newest best.pt of a separator below a folder, which may hold embedders as well."""
+    for path in sorted(folder.glob("*/best.pt"), key=lambda path: path.stat().st_mtime, reverse=True):
+        if load_checkpoint(path).get("format") == FORMAT:
+            return path
+    raise UserError(f"{folder}: no trained separator below it; train one, or name it with --checkpoint_path")
+
+
+def load_separator(path: Path, options: argparse.Namespace) -> Separator:
+    """The separator of a checkpoint, of this project or another, with the embedder of -e if there is one."""
+    config, overrides = options.config, options.overrides
+    if overrides and not config:
+        raise UserError(f"{overrides[0]}: overrides go with -c; the checkpoint brings its own configuration")
+    embedder = load_embedder(options.embedder_path) if options.embedder_path else None
+    if path.suffix.lower() == ".onnx":
+        foreign = read_foreign(path, settings_of_config(path, options), options.activation)
+        print(foreign.describe(embedder))
+        return foreign.build(embedder)
+    content = load_checkpoint(path)
+    if is_foreign(content):
+        settings = settings_of_config(path, options)
+        foreign = foreign_from_content(content, str(path), settings, options.activation)
+        if settings and settings != foreign.settings:
+            print(f"NOTE: {path} brings its own settings, which hold; {config} is not used")
+        print(foreign.describe(embedder))
+        return foreign.build(embedder)
+    if options.activation:
+        raise UserError(f"--activation {options.activation}: {path} says its own")
+    separator = Separator.from_content(content, str(path), load_config(config, overrides) if config else None)
+    if embedder:
+        replace_embedder(separator, embedder, path, options.embedder_path)
+    return separator.eval()
+
+
+def settings_of_config(path: Path, options: argparse.Namespace) -> Settings | None:
+    """What -c says for a foreign checkpoint: a YAML of its own project, or one of ours, which is not used."""
+    if options.config is None:
+        return None
+    settings = settings_file(options.config)
+    if settings is None:
+        load_config(options.config, options.overrides)
+        print(f"NOTE: {path} is another project's: its own settings hold, {options.config} is not used")
+    elif options.overrides:
+        raise UserError(f"{options.overrides[0]}: {options.config} is another project's, without overrides")
+    return settings
+
+
+def replace_embedder(separator: Separator, embedder: Embedder, path: Path, name: str) -> None:
+    """Raises UserError for one of another width."""
+    if separator.embedder is None:
+        print(f"NOTE: {path} has no embedder: -e {name} is not used")
+        return
+    if embedder.dim != separator.embedder.dim:
+        raise UserError(f"{name}: gives {embedder.dim} values, {separator.embedder.dim} are needed")
+    if embedder.fingerprint() != separator.embedder.fingerprint():
+        print(f"WARNING: {name} is not the embedder that {path} was trained with", file=sys.stderr)
+    separator.embedder = embedder

@@ -1,0 +1,153 @@
+"""Is the reference's voice in a recording at all? A probability, calibrated on validation mixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model.separator import Separator
+from utils.audio import active_seconds, resample
+from utils.errors import UserError
+
+PIECE_SECONDS = 4.0
+"""Estimate and residual are embedded in pieces, so that memory does not grow with the recording."""
+LEAST_SECONDS = 0.4
+"""A piece in which less than this sounds is not embedded."""
+FAINT_DB = -40.0
+"""An estimate this far below its mixture says nothing about a voice."""
+INPUTS = ("similarity", "residual_similarity", "level_db")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the probability is a function of: cosine `similarity` of the reference's embedding and that of the
+    estimate, the same of the residual (`residual_similarity`), and the estimate's level re the mixture's
+    (`level_db`, at least FAINT_DB). A similarity is 0 where nothing sounds."""
+
+    similarity: float
+    residual_similarity: float
+    level_db: float
+
+    def vector(self) -> list[float]:
+        return [self.similarity, self.residual_similarity, self.level_db / 10]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A logistic regression: weights of Evidence.vector() and an offset, fitted on `examples` mixtures, half
+    of them without the voice that was asked for, whose area under the ROC curve is `auc` and whose share of
+    right answers at 0.5 is `accuracy` (in folds that were not fitted)."""
+
+    weights: tuple[float, float, float]
+    offset: float
+    examples: int
+    auc: float
+    accuracy: float
+
+    def probability(self, evidence: Evidence) -> float:
+        logit = float(np.dot(self.weights, evidence.vector())) + self.offset
+        return float(1 / (1 + np.exp(-logit)))
+
+    def content(self) -> dict[str, Any]:
+        return {**asdict(self), "weights": list(self.weights)}
+
+    @classmethod
+    def from_content(cls, content: dict[str, Any], where: str) -> Calibration:
+        """Raises UserError where a checkpoint holds none, or a damaged one."""
+        tree = content.get("presence")
+        if tree is None:
+            raise UserError(
+                f"{where}: cannot tell whether a voice is present, it was not calibrated; "
+                f"python calibrate.py {where} --data STORE does it"
+            )
+        try:
+            found = cls(**{field.name: tree[field.name] for field in fields(cls)})
+            return cls(tuple(map(float, found.weights)), *list(asdict(found).values())[1:])  # type: ignore[arg-type]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{where}: its calibration is damaged ({type(error).__name__})") from error
+
+
+class Listener:
+    """Collects the evidence of a recording: estimate and mixture piece by piece."""
+
+    def __init__(self, separator: Separator, embedding: Tensor) -> None:
+        if separator.embedder is None:
+            raise ValueError("a network without a reference asks for nobody")
+        self.separator, self.embedder = separator, separator.embedder
+        self.asked = embedding.reshape(-1)
+        self.sums = [torch.zeros_like(self.asked) for _ in range(2)]  # of estimate and residual
+        self.powers = np.zeros(2)  # of estimate and mixture
+        self.held: list[np.ndarray] = []
+
+    def __call__(self, mixture: np.ndarray, estimate: np.ndarray) -> None:
+        """The next samples [N] of both at the separator's rate."""
+        self.held.append(np.stack([estimate, mixture]))
+        self.powers += np.square(self.held[-1], dtype=np.float64).sum(axis=1)
+        if sum(piece.shape[1] for piece in self.held) >= PIECE_SECONDS * self.separator.sample_rate:
+            self._embed()
+
+    def evidence(self) -> Evidence:
+        """Of all that came."""
+        if self.held:
+            self._embed()
+        similar = [nn.functional.cosine_similarity(self.asked, found, dim=0).item() for found in self.sums]
+        estimate, mixture = self.powers
+        level = 10 * np.log10((estimate + 1e-12) / (mixture + 1e-12)) if mixture else FAINT_DB
+        return Evidence(similar[0], similar[1], float(np.clip(level, FAINT_DB, 0.0)))
+
+    @torch.inference_mode()
+    def _embed(self) -> None:
+        estimate, mixture = np.concatenate(self.held, axis=1)
+        self.held = []
+        rate = self.separator.sample_rate
+        # what is faint beside the mixture is not heard as a voice
+        floor = 10 * np.log10(np.mean(np.square(mixture, dtype=np.float64)) + 1e-12) + FAINT_DB
+        for total, signal in zip(self.sums, (estimate, mixture - estimate), strict=True):
+            seconds = active_seconds(signal, rate, floor_db=max(floor, -70.0))
+            if seconds < LEAST_SECONDS:
+                continue
+            heard = torch.from_numpy(resample(signal, rate, self.embedder.sample_rate))
+            total += seconds * self.embedder.embed([heard.to(total.device)])[0]
+
+
+def fit(present: Sequence[Evidence], absent: Sequence[Evidence], folds: int = 5) -> Calibration:
+    """The calibration of recordings with and without the voice. Raises ValueError for fewer than `folds` of
+    either."""
+    if min(len(present), len(absent)) < folds:
+        raise ValueError(
+            f"{len(present)} with and {len(absent)} without the voice: {folds} of each are needed"
+        )
+    inputs = np.array([evidence.vector() for evidence in (*present, *absent)])
+    labels = np.r_[np.ones(len(present)), np.zeros(len(absent))]
+    fold = np.r_[np.arange(len(present)) % folds, np.arange(len(absent)) % folds]
+    held_out = np.zeros(len(labels))
+    for number in range(folds):
+        weights = _regression(inputs[fold != number], labels[fold != number])
+        held_out[fold == number] = inputs[fold == number] @ weights[:-1] + weights[-1]
+    positive, negative = held_out[labels == 1], held_out[labels == 0]
+    above = (positive[:, None] > negative).mean() + 0.5 * (positive[:, None] == negative).mean()
+    right = ((held_out > 0) == (labels == 1)).mean()
+    weights = _regression(inputs, labels)
+    a, b, c = weights[:-1].tolist()
+    return Calibration((a, b, c), float(weights[-1]), len(labels), float(above), float(right))
+
+
+def _regression(inputs: np.ndarray, labels: np.ndarray, ridge: float = 1.0, steps: int = 50) -> np.ndarray:
+    """Logistic regression by Newton's method with a small penalty on the weights: weights and offset."""
+    x = np.column_stack([inputs, np.ones(len(inputs))])
+    penalty = ridge * np.diag([1.0] * inputs.shape[1] + [0.0])
+    weights = np.zeros(x.shape[1])
+    for _ in range(steps):
+        p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
+        gradient = x.T @ (p - labels) + penalty @ weights
+        hessian = (x * (p * (1 - p))[:, None]).T @ x + penalty + 1e-9 * np.eye(len(weights))
+        change = np.linalg.solve(hessian, gradient)
+        weights -= change
+        if np.abs(change).max() < 1e-8:
+            break
+    return weights

@@ -1,0 +1,200 @@
+"""A recording of any length: read, separated, judged and written piece by piece."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from model.presence import Calibration, Listener
+from model.separator import Separator
+from utils.audio_stream import AudioReader, AudioWriter, audio_writer, resampled
+from utils.errors import UserError
+
+Absent = Literal["estimate", "silence", "mixture"]
+SILENCE_DB = -120.0
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is done with a separated recording.
+
+    `strength` 1 leaves nothing of the rest in the estimate, 0 all of it; `mono` averages the channels first;
+    `residual` writes what is left (mixture minus estimate), too. With a `calibration` it is judged whether
+    the voice is there (probability of at least `threshold`), and `absent` says what is written where it is
+    not.
+    """
+
+    strength: float = 1.0
+    mono: bool = False
+    residual: bool = False
+    calibration: Calibration | None = None
+    threshold: float = 0.5
+    absent: Absent = "estimate"
+
+
+@dataclass
+class Report:
+    """Of one recording: `rate` in Hz, its length, levels in dB re full scale, and what was heard of the voice
+    (None: it was not asked)."""
+
+    mixture: str
+    output: str
+    rate: int
+    channels: int
+    seconds: float = 0.0
+    mixture_db: float = SILENCE_DB
+    estimate_db: float = SILENCE_DB
+    presence: float | None = None
+    present: bool | None = None
+    similarity: float | None = None
+    residual_similarity: float | None = None
+    written: str = "estimate"
+    files: list[str] = field(default_factory=list)
+
+    def content(self) -> dict[str, Any]:
+        rounded = {key: round(v, 4) if isinstance(v, float) else v for key, v in vars(self).items()}
+        return {key: value for key, value in rounded.items() if value is not None}
+
+
+def separate_recording(
+    separator: Separator,
+    mixture: Path,
+    embedding: Tensor | None,
+    output: Path,
+    wishes: Wishes,
+    name: str | None = None,
+    stopping: Event | None = None,
+) -> Report:
+    """Writes the estimate of a recording (and its residual, beside it) at its own rate, length and channels,
+    in memory that does not grow with its length; `name` is what the report calls the recording. It
+    ends early when `stopping` is set.
+
+    Raises UserError for a recording that cannot be read to its end, and for an estimate that is not finite;
+    then nothing has been written.
+    """
+    reader = AudioReader(mixture)
+    channels = 1 if wishes.mono else reader.channels
+    report = Report(name or str(mixture), str(output), reader.rate, channels)
+    listener = None
+    if wishes.calibration is not None and embedding is not None:
+        listener = Listener(separator, embedding)
+    powers, count = np.zeros(2), 0
+    names = [output, *([residual_path(output)] if wishes.residual else [])]
+    with suppress(_Discard), _writers(names, reader, channels) as writers:
+        for mixed, estimate in separated(separator, reader, embedding, wishes.mono, listener):
+            if not np.isfinite(estimate).all():
+                raise UserError(f"{report.mixture}: the estimate is NaN or infinite; the weights are damaged")
+            if stopping is not None and stopping.is_set():
+                raise UserError(f"{report.mixture}: stopped")
+            powers += [np.square(x, dtype=np.float64).sum() for x in (mixed, estimate)]
+            count += mixed.shape[1]
+            kept = mixed + wishes.strength * (estimate - mixed)
+            for write, samples in zip(writers, (kept, mixed - kept), strict=False):
+                write(samples)
+        if listener is not None:
+            _judge(report, listener, wishes)
+        if report.present is False and wishes.absent != "estimate":
+            raise _Discard
+    if report.present is False and wishes.absent != "estimate":
+        report.written = wishes.absent
+        with _writers(names, reader, channels) as writers:
+            for mixed in _blocks(reader, wishes.mono):
+                kept = mixed if wishes.absent == "mixture" else np.zeros_like(mixed)
+                for write, samples in zip(writers, (kept, mixed - kept), strict=False):
+                    write(samples)
+    report.seconds = count / reader.rate
+    levels = 10 * np.log10(powers / (count * channels) + 1e-12)
+    report.mixture_db, report.estimate_db = (float(level) for level in levels)
+    report.files = [str(path) for path in names]
+    return report
+
+
+def residual_path(output: Path) -> Path:
+    """Beside estimate.wav residual.wav, beside any other NAME.wav NAME-residual.wav."""
+    name = "residual" if output.stem == "estimate" else f"{output.stem}-residual"
+    return output.with_name(f"{name}{output.suffix}")
+
+
+def _judge(report: Report, listener: Listener, wishes: Wishes) -> None:
+    assert wishes.calibration is not None
+    evidence = listener.evidence()
+    report.presence = wishes.calibration.probability(evidence)
+    report.present = report.presence >= wishes.threshold
+    report.similarity = evidence.similarity
+    report.residual_similarity = evidence.residual_similarity
+
+
+def separated(
+    separator: Separator,
+    reader: AudioReader,
+    embedding: Tensor | None,
+    mono: bool = False,
+    listener: Listener | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Mixture and estimate [C, n], block by block at the recording's own rate, sample-aligned and of its
+    length. A `listener` hears both at the separator's rate, averaged over the channels."""
+    mixed: deque[np.ndarray] = deque()
+    seen: deque[np.ndarray] = deque()
+
+    def at_own_rate() -> Iterator[np.ndarray]:
+        for block in _blocks(reader, mono):
+            mixed.append(block)
+            yield block
+
+    def at_separator_rate() -> Iterator[np.ndarray]:
+        for block in resampled(at_own_rate(), reader.rate, separator.sample_rate):
+            if listener is not None:
+                seen.append(block)
+            yield block
+
+    def estimates() -> Iterator[np.ndarray]:
+        for block in separator.separate_blocks(at_separator_rate(), embedding):
+            if listener is not None and block.shape[1]:
+                listener(_take(seen, block.shape[1]).mean(axis=0), block.mean(axis=0))
+            yield block
+
+    for block in resampled(estimates(), separator.sample_rate, reader.rate):
+        waiting = sum(part.shape[1] for part in mixed)
+        if length := min(block.shape[1], waiting):
+            yield _take(mixed, length), block[:, :length]
+    if left := sum(part.shape[1] for part in mixed):  # of rounding
+        rest = _take(mixed, left)
+        yield rest, np.zeros_like(rest)
+
+
+def _blocks(reader: AudioReader, mono: bool) -> Iterator[np.ndarray]:
+    for block in reader.blocks():
+        yield block.mean(axis=0, keepdims=True) if mono else block
+
+
+def _take(parts: deque[np.ndarray], length: int) -> np.ndarray:
+    """The first `length` samples of the parts [C, n], which are taken out."""
+    taken, missing = [], length
+    while missing:
+        part = parts.popleft()
+        taken.append(part[:, :missing])
+        if part.shape[1] > missing:
+            parts.appendleft(part[:, missing:])
+        missing -= taken[-1].shape[1]
+    return np.concatenate(taken, axis=1)
+
+
+class _Discard(Exception):
+    """What has been written is not wanted."""
+
+
+@contextmanager
+def _writers(names: Sequence[Path], reader: AudioReader, channels: int) -> Iterator[list[AudioWriter]]:
+    """Files that get their names together at the end, or, after an exception, not at all."""
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(audio_writer(path, reader.rate, channels, reader.frames)) for path in names
+        ]

@@ -1,0 +1,169 @@
+"""Audio of any length piece by piece: read, resampled and written without holding it in memory."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import soundfile
+import soxr
+
+from utils.audio import av_blocks, av_header, require_file
+from utils.audio_check import promised_frames
+from utils.errors import UserError
+from utils.files import atomic_file
+
+LARGEST_WAV = 2**32 - 2**16
+"""Bytes of samples that a WAV file can hold; beyond it is written as RF64."""
+SMALLEST_SHARE = 0.999
+"""Of the samples that a header promises, fewer of which make a file cut off."""
+
+
+class AudioReader:
+    """A recording of any format that libsndfile or PyAV knows: its `rate` in Hz, its number of `channels`.
+
+    `frames`: the samples a channel that its header promises, 0 where it does not say. Raises UserError for a
+    file that is missing or no audio.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        require_file(path)
+        self.path = path
+        try:
+            with soundfile.SoundFile(str(path)) as file:
+                self.rate, self.channels = int(file.samplerate), int(file.channels)
+                self.frames = promised_frames(file) if 0 < file.frames < 2**48 else 0
+            self._by_sndfile = True
+        except soundfile.LibsndfileError:
+            self._by_sndfile = False
+            self.rate, self.frames = av_header(path)
+            first = next(av_blocks(path), None)
+            if first is None:
+                raise UserError(f"{path}: holds no samples") from None
+            self.channels = len(first)
+
+    def blocks(self, seconds: float = 1.0) -> Iterator[np.ndarray]:
+        """All samples, float32 [C, n], about `seconds` at a time. Raises UserError where the file breaks off
+        or ends before its header says, for NaN or infinity, and for a file without samples."""
+        count = 0
+        parts = self._read(max(1, round(seconds * self.rate))) if self._by_sndfile else av_blocks(self.path)
+        for block in parts:
+            if not np.isfinite(block).all():
+                at = count / self.rate
+                raise UserError(f"{self.path}: holds NaN or infinite samples, the first after {at:.1f} s")
+            count += block.shape[1]
+            yield block
+        if not count:
+            raise UserError(f"{self.path}: holds no samples")
+        if self._by_sndfile and count < SMALLEST_SHARE * self.frames:
+            raise UserError(
+                f"{self.path}: is cut off after {count / self.rate:.1f} of {self.frames / self.rate:.1f} s"
+            )
+
+    def _read(self, length: int) -> Iterator[np.ndarray]:
+        try:
+            with soundfile.SoundFile(str(self.path)) as file:
+                while len(block := file.read(length, dtype="float32", always_2d=True)):
+                    yield np.ascontiguousarray(block.T)
+        except soundfile.LibsndfileError as error:
+            raise UserError(f"{self.path}: not a readable audio file ({error})") from error
+
+
+class AudioWriter:
+    """Takes blocks [C, n] for a WAV file of 32-bit floats (nothing clips)."""
+
+    def __init__(self, file: soundfile.SoundFile, watched: _Watched) -> None:
+        self._file, self._watched = file, watched
+
+    def __call__(self, block: np.ndarray) -> None:
+        """Raises OSError when the disk is full."""
+        try:
+            self._file.write(np.asarray(block, np.float32).T)
+        except (RuntimeError, AssertionError):
+            self._watched.check()
+            raise
+        self._watched.check()
+
+
+@contextmanager
+def audio_writer(path: Path | str, rate: int, channels: int, frames: int) -> Iterator[AudioWriter]:
+    """Opens a WAV file, which has its name when the block ends without an exception; `frames`: how many
+    samples a channel are expected. Raises UserError when the folder cannot be written."""
+    form = "RF64" if 4 * channels * frames > LARGEST_WAV else "WAV"
+    with atomic_file(path) as temporary, temporary.open("wb+") as raw:
+        watched = _Watched(raw)
+        file = soundfile.SoundFile(watched, "w", rate, channels, "FLOAT", format=form)
+        try:
+            yield AudioWriter(file, watched)
+        finally:
+            file.close()
+        watched.check()
+        raw.flush()
+
+
+class _Watched:
+    """A file for libsndfile that remembers why it could not be written, which libsndfile does not say."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.error = file, None  # type: BinaryIO, OSError | None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            return 0
+
+    def read(self, size: int = -1) -> bytes:
+        return self.file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+@contextmanager
+def standard_input() -> Iterator[Path]:
+    """What comes on standard input as a temporary file: WAV readers want to look around in it."""
+    with tempfile.NamedTemporaryFile(prefix="stdin-", suffix=".wav") as file:
+        while block := sys.stdin.buffer.read(1 << 20):
+            file.write(block)
+        file.flush()
+        yield Path(file.name)
+
+
+def resampled(blocks: Iterator[np.ndarray], rate: int, new_rate: int) -> Iterator[np.ndarray]:
+    """Blocks [C, n] at `rate` Hz -> blocks [C, m] at `new_rate` Hz, in all round(N * new / old) samples a
+    channel: what `utils.audio.resample` makes of the whole."""
+    if rate == new_rate:
+        yield from blocks
+        return
+    stream: soxr.ResampleStream | None = None
+    came = given = 0
+    for block in blocks:
+        if stream is None:
+            stream = soxr.ResampleStream(rate, new_rate, len(block), quality="HQ")
+            nothing = block[:, :0]
+        came += block.shape[1]
+        out = stream.resample_chunk(np.ascontiguousarray(block.T), last=False).T
+        given += out.shape[1]
+        if out.shape[1]:
+            yield np.ascontiguousarray(out)
+    if stream is not None:
+        missing = round(came * new_rate / rate) - given
+        out = stream.resample_chunk(np.ascontiguousarray(nothing.T), last=True).T[:, :missing]
+        yield np.pad(out, ((0, 0), (0, missing - out.shape[1])))
