@@ -15,12 +15,12 @@ import torch
 from tqdm import tqdm
 
 from config.load import argument_parser, parse_arguments, run_script
+from datasets.dataset import different_references
 from datasets.recipe import Clip, Recipe
 from datasets.store import Store
-from model.choice import checkpoint_of
-from model.features import different_references, reference_embeddings
+from model.features import reference_embeddings
 from model.presence import Evidence, Listener, fit
-from model.separator import Separator
+from model.separator import Separator, checkpoint_of
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.device import choose_device
 from utils.errors import UserError

@@ -41,7 +41,6 @@ from model.reference import read_reference
 from model.separator import Separator
 from utils.audio import audio_info, read_mono
 from utils.audio_stream import standard_input
-from utils.checkpoint import load_checkpoint
 from utils.device import choose_device, keep_memory
 from utils.errors import UserError
 from utils.files import sha256_of, write_json
@@ -145,7 +144,7 @@ def _wishes(options: argparse.Namespace, separator: Separator, path: Path) -> Wi
     if options.presence or options.absent:
         if separator.embedder is None:
             raise UserError(f"{path}: asks for nobody, so nobody can be present or absent")
-        calibration = Calibration.from_content(load_checkpoint(path), str(path))
+        calibration = Calibration.from_content(separator.presence, str(path))
     return Wishes(
         options.strength,
         options.mono,

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from config.load import load_config
 from model.embedder import Embedder
+from model.exported import exported_separator, is_exported, through_graphs
 from model.foreign import load_embedder
 from model.foreign_separators import foreign_from_content, is_foreign, read_foreign
 from model.foreign_settings import Settings, settings_file
-from model.separator import FORMAT, Separator
+from model.onnx_network import OnnxGraph
+from model.separator import FORMAT, RUNS, Separator, checkpoint_of
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
-
-RUNS = Path("chkpt")
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +27,7 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
         help="a file, or the name of a run (default: newest chkpt/*/best.pt)",
     )
     add("-e", "--embedder_path", help="an embedder instead of the checkpoint's own; a foreign one needs it")
+    add("--backend", choices=["torch", "onnx"], default="torch", help="what runs the networks")
     add("--activation", choices=["relu", "mish"], help="of a fork's checkpoint that does not say its own")
 
 
@@ -35,12 +36,6 @@ def chosen_checkpoint(options: argparse.Namespace) -> Path:
     if options.checkpoint_path:
         return checkpoint_of(options.checkpoint_path)
     return newest_checkpoint(RUNS)
-
-
-def checkpoint_of(name: Path | str) -> Path:
-    """A file, or, where there is no such file, the best checkpoint of the run of that name."""
-    run = RUNS / name / "best.pt"
-    return run if not Path(name).is_file() and run.is_file() else Path(name)
 
 
 def newest_checkpoint(folder: Path) -> Path:
@@ -52,7 +47,20 @@ def newest_checkpoint(folder: Path) -> Path:
 
 
 def load_separator(path: Path, options: argparse.Namespace) -> Separator:
-    """The separator of a checkpoint, of this project or another, with the embedder of -e if there is one."""
+    """The separator of a checkpoint, of this project or another, with the embedder of -e if there is one, run
+    by what --backend says; graphs that export.py has written are always run by onnxruntime."""
+    if path.suffix.lower() == ".onnx" and is_exported(graph := OnnxGraph.load(path)):
+        for name in ("config", "embedder_path", "activation"):
+            if value := getattr(options, name):
+                raise UserError(f"{path}: brings all that it needs; {value} cannot be used with it")
+        return exported_separator(path, graph)
+    separator = _read_separator(path, options)
+    if options.backend == "onnx" and separator.config.network.kind != "onnx":
+        return through_graphs(separator)
+    return separator
+
+
+def _read_separator(path: Path, options: argparse.Namespace) -> Separator:
     config, overrides = options.config, options.overrides
     if overrides and not config:
         raise UserError(f"{overrides[0]}: overrides go with -c; the checkpoint brings its own configuration")

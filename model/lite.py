@@ -104,11 +104,12 @@ class Lite(MaskNetwork):
         it [B, 1] that the last frame has applied (None: nothing came before)."""
         share = overlap.new_zeros(len(overlap), 1) if share is None else share
         target = (self.slope * torch.sigmoid(overlap) + self.offset).clamp(0, 1)  # [B, T]
-        shares = []
-        for wanted in target.split(1, dim=1):
-            share = self.smoothing * share + (1 - self.smoothing) * wanted
-            shares.append(share)
-        return 1 - torch.cat(shares, dim=1)[..., None] * (1 - mask), share
+        # the recursion written out, s for smoothing: w_t = s^(t + 1) w_-1 + (1 - s) sum_k s^(t - k) x_k
+        frames = torch.arange(overlap.shape[1], device=overlap.device)
+        ages = frames[:, None] - frames  # [T, T]
+        powers = torch.where(ages >= 0, self.smoothing ** ages.clamp(min=0), 0.0)
+        shares = (1 - self.smoothing) * target @ powers.T + share * self.smoothing ** (frames + 1)
+        return 1 - shares[..., None] * (1 - mask), shares[:, -1:]
 
     def _analyse(
         self, mixture: Tensor, embedding: Tensor | None, state: LiteState | None

@@ -68,7 +68,7 @@ class MaskNetwork(nn.Module, ABC):
             raise ValueError(f"mixture {tuple(mixture.shape)}: expected [B, T, {names}], T at least 1")
         if self.planes == 1:
             return compressed(mixture, self.input, self.exponent)[:, None]
-        x = mixture.movedim(-1, 1)  # [B, 2, T, F]
+        x = mixture.permute(0, 3, 1, 2)  # [B, 2, T, F]
         if self.input == "linear":
             return x
         magnitude = (x.square().sum(1, keepdim=True) + 1e-12).sqrt()
@@ -91,7 +91,7 @@ class MaskNetwork(nn.Module, ABC):
         output = output.float()
         if self.planes == 1:
             return torch.sigmoid(output[:, 0])
-        return self.mask_bound * torch.tanh(output).movedim(1, -1)
+        return self.mask_bound * torch.tanh(output).permute(0, 2, 3, 1)
 
     def split_planes(self, output: Tensor) -> Tensor:
         """[B, T, P*F] -> [B, P, T, F]"""

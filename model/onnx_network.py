@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +92,26 @@ class OnnxGraph(nn.Module):
         """
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
             raise UserError("an ONNX graph gives no gradients; take an embedder or network with weights")
-        session = self.session(inputs[0].device)
-        by_rank = {tensor.ndim: tensor.detach().float().cpu().contiguous().numpy() for tensor in inputs}
-        feed = {node.name: by_rank.get(len(node.shape)) for node in session.get_inputs()}
+        by_rank = {tensor.ndim: tensor for tensor in inputs}
+        named = {name: by_rank.get(len(shape)) for name, shape in self.inputs}
+        return self.run_named({name: tensor for name, tensor in named.items() if tensor is not None})[0]
+
+    def run_named(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """Tensors by the names of the inputs -> all outputs, on the device of the first. Raises UserError as
+        `run`."""
+        device = next(iter(inputs.values())).device
+        feed = {name: tensor.detach().float().cpu().contiguous().numpy() for name, tensor in inputs.items()}
         try:
-            output = session.run(None, feed)[0]
+            outputs = self.session(device).run(None, feed)
         except _errors() as error:
-            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.values())
             raise UserError(f"the ONNX graph does not take {shapes} ({_one_line(error)})") from error
-        return torch.from_numpy(output).float().to(inputs[0].device)
+        return [torch.from_numpy(output).float().to(device) for output in outputs]
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """The texts that its maker has put into the file."""
+        return dict(self.session(torch.device("cpu")).get_modelmeta().custom_metadata_map)
 
 
 def _errors() -> tuple[type[Exception], ...]:

@@ -57,9 +57,8 @@ class Calibration:
         return {**asdict(self), "weights": list(self.weights)}
 
     @classmethod
-    def from_content(cls, content: dict[str, Any], where: str) -> Calibration:
+    def from_content(cls, tree: dict[str, Any] | None, where: str) -> Calibration:
         """Raises UserError where a checkpoint holds none, or a damaged one."""
-        tree = content.get("presence")
         if tree is None:
             raise UserError(
                 f"{where}: cannot tell whether a voice is present, it was not calibrated; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from model.reference import require_speech
 from model.spectral import Spectral
 from model.unet import UNet
 from model.voicefilter import VoiceFilter
+from utils.audio import resample
 from utils.checkpoint import load_checkpoint
 from utils.device import autocast
 from utils.errors import UserError
@@ -43,6 +44,16 @@ FORMAT = "voice-separation-1"
 CHUNK_SECONDS, OVERLAP_SECONDS, FADE_SECONDS = 20.0, 4.0, 0.25
 CHUNKS_AT_ONCE = 8
 """On an accelerator; a CPU is busy with one."""
+
+
+RUNS = Path("chkpt")
+Samples = TypeVar("Samples", np.ndarray, Tensor)
+
+
+def checkpoint_of(name: Path | str) -> Path:
+    """A file, or, where there is no such file, the best checkpoint of the run of that name."""
+    run = RUNS / name / "best.pt"
+    return run if not Path(name).is_file() and run.is_file() else Path(name)
 
 
 def build_network(options: Network, bins: int, embedding_dim: int) -> MaskNetwork:
@@ -69,6 +80,19 @@ def _learnt(config: Config) -> dict[str, Any]:
     return config.model_dump(include={"audio", "network"}, exclude={"network": adaptive})
 
 
+def as_channels(samples: np.ndarray | Tensor, name: str) -> np.ndarray:
+    """Samples [N] or [C, N] of floats -> float32 [C, N]. Raises ValueError for anything else, no samples, and
+    NaN or infinity."""
+    array = samples.detach().cpu().numpy() if isinstance(samples, Tensor) else np.asarray(samples)
+    if array.ndim not in (1, 2) or not array.size or not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(
+            f"{name} {array.dtype} {array.shape}: expected floats in [-1, 1], [N] or [channels, N]"
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name}: {int((~np.isfinite(array)).sum())} samples are NaN or infinite")
+    return np.atleast_2d(array).astype(np.float32, copy=False)
+
+
 class Separator(nn.Module):
     """Spectral front end, embedder and mask network; the mixture's phase is reused.
 
@@ -89,6 +113,8 @@ class Separator(nn.Module):
         self.network = build_network(config.network, self.spectral.bins, dim)
         self.masking = Masking(db=config.network.input == "db")
         self.precision = config.train.precision
+        self.presence: dict[str, Any] | None = None
+        """The calibration by which it says whether a voice is there (model/presence.py), if there is one."""
 
     @property
     def device(self) -> torch.device:
@@ -127,6 +153,44 @@ class Separator(nn.Module):
         waves = [torch.from_numpy(reference).to(self.device) for reference in references]
         return self.embedder.embed_speakers(waves, [0] * len(waves))
 
+    def separate(
+        self,
+        mixture: Samples,
+        reference: np.ndarray | Tensor | Sequence[np.ndarray | Tensor] | None,
+        *,
+        rate: int,
+        reference_rate: int | None = None,
+    ) -> Samples:
+        """The estimate of the reference's voice in a mixture, as long as the mixture, at its rate and in its
+        channels, on its device.
+
+        `mixture` [N] or [C, N] and `reference` [N] or [C, N] (several: a list, of which the mean is taken;
+        None where the network has none) are floats in [-1, 1] at `rate` and `reference_rate` Hz (None: the
+        same). Channels are separated each, those of a reference averaged. May be called from several threads.
+        Raises ValueError for other shapes and numbers, UserError for a reference with too little speech.
+        """
+        samples = as_channels(mixture, "mixture")
+        embedding = None
+        if self.embedder is not None:
+            several = reference if isinstance(reference, Sequence) else [reference]
+            monos = [
+                resample(
+                    as_channels(r, "reference").mean(axis=0), reference_rate or rate, self.reference_rate
+                )
+                for r in several
+                if r is not None
+            ]
+            if not monos:
+                raise ValueError("reference None: this network asks whose voice is wanted")
+            embedding = self.embed_references(monos, ["reference"] * len(monos))
+        own = resample(samples, rate, self.sample_rate)
+        estimate = resample(self.separate_channels(own, embedding), self.sample_rate, rate)
+        length = samples.shape[1]  # of which rounding may have taken a sample
+        estimate = np.pad(estimate, ((0, 0), (0, max(0, length - estimate.shape[1]))))[:, :length]
+        estimate = estimate.reshape(mixture.shape)
+        return torch.from_numpy(estimate).to(mixture.device) if isinstance(mixture, Tensor) else estimate
+
+    @torch.inference_mode()
     def separate_channels(self, mixture: np.ndarray, embedding: Tensor | None) -> np.ndarray:
         """Mixture [C, N] at `sample_rate` Hz and an embedding [1, D], or one a channel [C, D] (None: there is
         none) -> estimate [C, N], as of `separate_blocks`."""
@@ -180,6 +244,7 @@ class Separator(nn.Module):
             "config": self.config.model_dump(),
             "network": self.network.state_dict(),
             "embedder": self.embedder.content() if self.embedder else None,
+            **({"presence": self.presence} if self.presence else {}),
         }
 
     @classmethod
@@ -208,11 +273,16 @@ class Separator(nn.Module):
             conditioned = own.network.embedding == "reference"
             separator = cls(config or own, embedder_from_content(content, where) if conditioned else None)
             separator.network.load_state_dict(content["network"])
+            separator.presence = content.get("presence")
         except (KeyError, TypeError, RuntimeError) as error:
             raise UserError(f"{where}: a damaged separator checkpoint ({type(error).__name__})") from error
         return separator
 
     @classmethod
     def load(cls, path: Path | str, config: Config | None = None) -> Separator:
-        """Reads a checkpoint, in evaluation mode. Raises UserError (missing, truncated, of another kind)."""
+        """Reads a checkpoint, a file or the best one of the run of that name, in evaluation mode.
+
+        Raises UserError (missing, truncated, of another kind).
+        """
+        path = checkpoint_of(path)
         return cls.from_content(load_checkpoint(path), str(path), config).eval()

@@ -1,0 +1,150 @@
+"""Writes a separator for other runtimes: ONNX graphs of its mask network and its embedder, and more.
+
+    python export.py chkpt/NAME/best.pt -o exported
+    python export.py chkpt/NAME/best.pt -o exported --int8 --data data/store --torchscript
+    python inference.py --checkpoint_path exported/separator.onnx -m mixed.wav -r reference.wav -o out
+
+Every graph is compared with PyTorch at three lengths before it is kept. The STFT and the embedder's front end
+stay outside; the graphs' metadata say which they are (keys config and embedder, JSON).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+
+from config.load import argument_parser, parse_arguments, run_script
+from datasets.dataset import different_references
+from datasets.store import Store
+from model.exported import (
+    EMBEDDER,
+    example,
+    export_separator,
+    exported_separator,
+    quantize,
+)
+from model.features import reference_embeddings
+from model.lite import Lite
+from model.onnx_network import OnnxGraph
+from model.scoring import score_outputs
+from model.separator import Separator, checkpoint_of
+from utils.errors import UserError
+from utils.files import atomic_file
+
+LENGTHS = (7, 100, 331)
+"""Frames at which graphs are compared with PyTorch, in batches of 1 and 3."""
+TOLERANCE = 1e-3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argument_parser(__doc__ or "", config_help=None)
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help="of a separator, or the name of a run")
+    add("-o", "--out", required=True, metavar="DIR", help="folder for the graphs")
+    add("--int8", action="store_true", help="also with weights of 8 bits, and what that costs (with --data)")
+    add("--data", metavar="STORE", help="whose validation mixtures --int8 is scored on")
+    add("-n", "--examples", type=int, metavar="N", help="the first N of them (default: all)")
+    add("--torchscript", action="store_true", help="also as TorchScript")
+    options = parse_arguments(parser, arguments)
+    if options.int8 and not options.data:
+        raise UserError("--int8: name the mixtures that its cost is measured on with --data STORE")
+    path = checkpoint_of(options.checkpoint)
+    separator = Separator.load(path)
+    separator.precision = "fp32"
+    out = Path(options.out)
+    with TemporaryDirectory() as folder:
+        written = export_separator(separator, Path(folder))
+        exported = exported_separator(written[0], OnnxGraph.load(written[0]))
+        print(f"largest differences from PyTorch: {compare(separator, exported)}")
+        if options.torchscript:
+            written.append(trace(separator, Path(folder) / "separator.ts"))
+        if options.int8:
+            small = quantize(written[0], Path(folder) / "int8")
+            shutil.copyfile(Path(folder) / EMBEDDER, small.with_name(EMBEDDER)) if len(written) > 1 else None
+            print(cost(separator, small, Store(options.data), options.examples))
+            written += sorted(small.parent.glob("*.onnx"))
+        for file in written:
+            place = out / file.relative_to(folder)
+            with atomic_file(place) as temporary:
+                shutil.copyfile(file, temporary)
+            print(f"{place} ({place.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+@torch.inference_mode()
+def compare(separator: Separator, exported: Separator) -> str:
+    """The largest difference of masks and embedder's vectors at LENGTHS. Raises UserError above TOLERANCE."""
+    torch.manual_seed(0)
+    found = {"mask": 0.0}
+    for frames in LENGTHS:
+        for batch in (1, 3):
+            inputs = example(separator, batch, frames)
+            ours, theirs = separator.network(*inputs), exported.network(*inputs)
+            found["mask"] = max(found["mask"], (ours - theirs).abs().max().item())
+            if separator.embedder is not None and exported.embedder is not None:
+                embedder = separator.embedder
+                noise = torch.randn(batch, embedder.crop_samples(max(frames, embedder.shortest)))
+                features = embedder.features(0.1 * noise)
+                difference = (embedder(features) - exported.embedder(features)).abs().max().item()
+                found["embedder"] = max(found.get("embedder", 0.0), difference)
+    if (worst := max(found.values())) > TOLERANCE:
+        raise UserError(
+            f"the graphs differ from PyTorch by {worst:.2g}, more than {TOLERANCE}; nothing is kept"
+        )
+    return ", ".join(f"{name} {value:.1e}" for name, value in found.items())
+
+
+@torch.inference_mode()
+def trace(separator: Separator, path: Path) -> Path:
+    """The mask network as TorchScript, compared at LENGTHS; the causal one with its state."""
+    import warnings
+
+    network: nn.Module = separator.network
+    if isinstance(network, Lite):
+        raise UserError("--torchscript: the causal network's state is in its ONNX graph; export that")
+    inputs = tuple(x for x in example(separator, 2, 48) if x is not None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of checks of shapes, which are not part of a graph
+        traced = torch.jit.trace(network, inputs, check_trace=False)
+    for frames in LENGTHS:
+        other = tuple(x for x in example(separator, 3, frames) if x is not None)
+        worst = (traced(*other) - network(*other)).abs().max().item()
+        if worst > TOLERANCE:
+            raise UserError(f"TorchScript differs from PyTorch by {worst:.2g} at {frames} frames")
+    traced.save(str(path))
+    return path
+
+
+def cost(separator: Separator, small: Path, store: Store, examples: int | None) -> str:
+    """What 8 bits cost: mean SDR and SI-SDR of the validation mixtures with both."""
+    split = store.split("validation")
+    quantized = exported_separator(small, OnnxGraph.load(small))
+    vectors: Tensor | None = None
+    if separator.embedder is not None:
+        clips, owners = different_references(split.recipes)
+        found = reference_embeddings(store.folder, store.utterances, clips, separator.embedder)
+        vectors = torch.from_numpy(found)[owners]
+    means = []
+    for one in (separator, quantized):
+
+        def estimate(mixture: Tensor, rows: list[int], one: Separator = one) -> Tensor:
+            asked = None if vectors is None else vectors[rows]
+            return torch.from_numpy(one.separate_channels(mixture.numpy(), asked))
+
+        scores = score_outputs(split, estimate, "int8", examples=examples)
+        means.append([float(scores[name].mean()) for name in ("sdr", "si_sdr")])
+    (sdr, si_sdr), (sdr8, si_sdr8) = means
+    count = len(scores["sdr"])
+    return (
+        f"8 bits, {count} validation mixtures of {store.folder}: SDR {sdr:.2f} -> {sdr8:.2f} dB "
+        f"({sdr8 - sdr:+.2f}), SI-SDR {si_sdr:.2f} -> {si_sdr8:.2f} dB ({si_sdr8 - si_sdr:+.2f})"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

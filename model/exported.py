@@ -1,0 +1,249 @@
+"""A separator as ONNX graphs: written, and run again without PyTorch computing its networks."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from config.load import check_config
+from config.schema import Config
+from model.embedder import Embedder
+from model.foreign import build_embedder
+from model.lite import Lite, LiteState
+from model.mask_network import MaskNetwork
+from model.onnx_network import OnnxGraph
+from model.separator import Separator
+from utils.errors import UserError
+from utils.files import atomic_file
+
+FORMAT = "voice-separation-onnx-1"
+SEPARATOR, EMBEDDER = "separator.onnx", "embedder.onnx"
+OPSET = 17
+STATES = ("hidden", "cell", "share")
+
+
+class _StreamedLite(nn.Module):
+    """The causal network with its state as tensors, as graphs want it."""
+
+    def __init__(self, network: Lite) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, mixture: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        embedding = rest[0] if len(rest) > len(STATES) else None
+        mask, state = self.network.stream(mixture, embedding, LiteState(*rest[-len(STATES) :]))
+        return mask, *state
+
+
+def export_separator(separator: Separator, folder: Path) -> list[Path]:
+    """Writes the mask network and the embedder, if there is one, as graphs of any batch and length.
+
+    `separator.onnx`: magnitude `mixture` [B, T, F] (real and imaginary parts [B, T, F, 2] for a complex mask)
+    and `embedding` [B, D] to `mask`; the causal network also has its state before and after: `hidden`, `cell`
+    [layers, B, H] and `share` [B, 1], zeros at the start. `embedder.onnx`: windows of the embedder's front
+    end `features` [B, T, M] to `vectors` [B, D]. Their metadata hold configuration and front end as JSON.
+    """
+    network, embedder = separator.network, separator.embedder
+    if not isinstance(network, MaskNetwork) or separator.config.network.kind == "onnx":
+        raise UserError("network.kind onnx: is a graph already")
+    if embedder is not None and not embedder.differentiable:
+        raise UserError("the embedder is a graph already: export a separator with one of weights")
+    mixture, embedding = example(separator, 2, 48)
+    inputs, names = [mixture], ["mixture"]
+    if embedding is not None:
+        inputs, names = [*inputs, embedding], [*names, "embedding"]
+    module: nn.Module = network
+    outputs = ["mask"]
+    axes: dict[str, dict[int, str]] = {
+        "mixture": {0: "batch", 1: "frames"},
+        "mask": {0: "batch", 1: "frames"},
+    }
+    if embedding is not None:
+        axes["embedding"] = {0: "batch"}
+    if isinstance(network, Lite):
+        module = _StreamedLite(network)
+        inputs += list(empty_state(separator.config, 2))
+        names += list(STATES)
+        outputs += [f"{name}_after" for name in STATES]
+        for name in STATES:
+            axes[name] = axes[f"{name}_after"] = {0 if name == "share" else 1: "batch"}
+    notes = {
+        "format": FORMAT,
+        "config": json.dumps(separator.config.model_dump()),
+        "presence": json.dumps(separator.presence),
+    }
+    paths = [folder / SEPARATOR]
+    _write(module, inputs, paths[0], names, outputs, axes, notes)
+    if embedder is not None:
+        paths.append(folder / EMBEDDER)
+        features = embedder.features(torch.randn(2, embedder.sample_rate * 2))[:, : embedder.shortest]
+        axes = {"features": {0: "batch", 1: "frames"}, "vectors": {0: "batch"}}
+        notes = {"format": FORMAT, "embedder": json.dumps(embedder.options)}
+        _write(_Vectors(embedder), [features], paths[1], ["features"], ["vectors"], axes, notes)
+    return paths
+
+
+class _Vectors(nn.Module):
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__()
+        self.embedder = embedder
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.embedder.vectors(features)
+
+
+def example(separator: Separator, batch: int, frames: int) -> tuple[Tensor, Tensor | None]:
+    """Random inputs of the mask network: mixture and embedding."""
+    planes = (2,) if separator.network.planes == 2 else ()
+    mixture = torch.randn(batch, frames, separator.spectral.bins, *planes)
+    dim = separator.network.embedding_dim
+    return mixture if planes else mixture.abs(), torch.randn(batch, dim) if dim else None
+
+
+def empty_state(config: Config, batch: int) -> LiteState:
+    """The state of the causal network before the first frame."""
+    options = config.network
+    assert options.kind == "lite"
+    hidden = torch.zeros(options.lstm_layers, batch, options.lstm_dim)
+    return LiteState(hidden, torch.zeros_like(hidden), torch.zeros(batch, 1))
+
+
+@torch.no_grad()
+def _write(
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    path: Path,
+    names: Sequence[str],
+    outputs: Sequence[str],
+    axes: dict[str, dict[int, str]],
+    notes: dict[str, str],
+) -> None:
+    import onnx
+
+    with atomic_file(path) as temporary, warnings.catch_warnings():
+        # of the exporter's age (its successor cannot yet do all of these networks), of checks of shapes that
+        # are not part of a graph, and of LSTMs in batches, which are compared afterwards
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.eval(),
+            tuple(inputs),
+            str(temporary),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=list(names),
+            output_names=list(outputs),
+            dynamic_axes=axes,
+        )
+        graph = onnx.load(str(temporary))
+        for key, value in notes.items():
+            graph.metadata_props.add(key=key, value=value)
+        onnx.save(graph, str(temporary))
+
+
+# ---- and back
+
+
+class ExportedMask(MaskNetwork):
+    """A mask network of ours that runs as a graph."""
+
+    def __init__(self, graph: OnnxGraph, like: MaskNetwork) -> None:
+        super().__init__(like.bins, like.embedding_dim, "complex" if like.planes == 2 else "sigmoid")
+        self.graph, self._multiple = graph, like.frame_multiple
+
+    @property
+    def frame_multiple(self) -> int:
+        return self._multiple
+
+    def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
+        inputs = {"mixture": mixture}
+        if (embedding := self.condition(embedding, len(mixture))) is not None:
+            inputs["embedding"] = embedding
+        return self.graph.run_named(inputs)[0]
+
+
+class ExportedLite(Lite):
+    """The causal network as a graph with its state."""
+
+    def __init__(self, graph: OnnxGraph, like: Lite, config: Config) -> None:
+        MaskNetwork.__init__(self, like.bins, like.embedding_dim)
+        self.graph, self._config, self.suppression = graph, config, like.suppression
+
+    def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
+        return self.stream(mixture, embedding, None)[0]
+
+    def stream(
+        self, mixture: Tensor, embedding: Tensor | None, state: LiteState | None
+    ) -> tuple[Tensor, LiteState]:
+        inputs = {"mixture": mixture}
+        if (embedding := self.condition(embedding, len(mixture))) is not None:
+            inputs["embedding"] = embedding
+        state = empty_state(self._config, len(mixture)) if state is None else state
+        inputs |= dict(zip(STATES, state, strict=True))
+        mask, *left = self.graph.run_named(inputs)
+        return mask, LiteState(*left)
+
+
+def with_graphs(
+    separator: Separator, separator_graph: OnnxGraph, embedder_graph: OnnxGraph | None
+) -> Separator:
+    """The separator with graphs in the place of its networks."""
+    network = separator.network
+    if isinstance(network, Lite):
+        separator.network = ExportedLite(separator_graph, network, separator.config)
+    else:
+        separator.network = ExportedMask(separator_graph, network)
+    if separator.embedder is not None and embedder_graph is not None:
+        graph = embedder_graph
+        separator.embedder.vectors = lambda features: graph.run_named({"features": features})[0]  # type: ignore[method-assign]
+    return separator.eval()
+
+
+def is_exported(graph: OnnxGraph) -> bool:
+    return graph.notes.get("format") == FORMAT
+
+
+def exported_separator(path: Path, graph: OnnxGraph) -> Separator:
+    """What `export_separator` wrote, with the embedder's graph beside it. Raises UserError where it is
+    incomplete."""
+    notes = graph.notes
+    if "config" not in notes:
+        raise UserError(f"{path}: is the graph of an embedder; a separator is wanted")
+    config = check_config(json.loads(notes["config"]), str(path))
+    embedder, embedder_graph = None, None
+    if config.network.embedding == "reference":
+        beside = path.with_name(EMBEDDER)
+        embedder_graph = OnnxGraph.load(beside)
+        options: dict[str, Any] = json.loads(embedder_graph.notes.get("embedder", "null"))
+        if not isinstance(options, dict):
+            raise UserError(f"{beside}: is no embedder that export.py wrote")
+        embedder = build_embedder(options).eval()
+    separator = Separator(config, embedder)
+    separator.presence = json.loads(notes.get("presence", "null"))
+    return with_graphs(separator, graph, embedder_graph)
+
+
+def through_graphs(separator: Separator) -> Separator:
+    """The same separator, its networks run as graphs."""
+    with TemporaryDirectory() as folder:
+        separator_graph, *rest = map(OnnxGraph.load, export_separator(separator, Path(folder)))
+    return with_graphs(separator, separator_graph, rest[0] if rest else None)
+
+
+def quantize(path: Path, folder: Path) -> Path:
+    """Writes the graph with weights of 8 bits (matrix products and LSTMs; activations as they come) below
+    `folder`, under its name."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    folder.mkdir(parents=True, exist_ok=True)
+    small = folder / path.name
+    quantize_dynamic(
+        path, small, op_types_to_quantize=["MatMul", "Gemm", "LSTM"], weight_type=QuantType.QInt8
+    )
+    return small
