@@ -59,7 +59,7 @@ def export_separator(separator: Separator, folder: Path) -> list[Path]:
     inputs, names = [mixture], ["mixture"]
     if embedding is not None:
         inputs, names = [*inputs, embedding], [*names, "embedding"]
-    module: nn.Module = network
+    module = alone(network)
     outputs = ["mask"]
     axes: dict[str, dict[int, str]] = {
         "mixture": {0: "batch", 1: "frames"},
@@ -88,6 +88,21 @@ def export_separator(separator: Separator, folder: Path) -> list[Path]:
         notes = {"format": FORMAT, "embedder": json.dumps(embedder.options)}
         _write(_Vectors(embedder), [features], paths[1], ["features"], ["vectors"], axes, notes)
     return paths
+
+
+def alone(network: MaskNetwork) -> nn.Module:
+    """The network as a module without arguments that are None."""
+    return network if network.embedding_dim else _Unconditioned(network)
+
+
+class _Unconditioned(nn.Module):
+    def __init__(self, network: MaskNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, mixture: Tensor) -> Tensor:
+        mask: Tensor = self.network(mixture, None)
+        return mask
 
 
 class _Vectors(nn.Module):
