@@ -16,13 +16,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from config.load import argument_parser, parse_arguments, run_script
 from datasets.dataset import different_references
 from datasets.store import Store
 from model.exported import (
     EMBEDDER,
+    alone,
     example,
     export_separator,
     exported_separator,
@@ -104,8 +105,8 @@ def trace(separator: Separator, path: Path) -> Path:
     """The mask network as TorchScript, compared at LENGTHS; the causal one with its state."""
     import warnings
 
-    network: nn.Module = separator.network
-    if isinstance(network, Lite):
+    network = alone(separator.network)
+    if isinstance(separator.network, Lite):
         raise UserError("--torchscript: the causal network's state is in its ONNX graph; export that")
     inputs = tuple(x for x in example(separator, 2, 48) if x is not None)
     with warnings.catch_warnings():
