@@ -4,12 +4,14 @@
     python benchmark.py embedder -d LibriSpeech -e resemblyzer -e chkpt/NAME/best.pt
     python benchmark.py masks --data data/store
     python benchmark.py trainer -c config/voicefilter.yaml --data data/store
+    python benchmark.py inference -c config/voicefilter.yaml
 
 generator: seconds a mixture for each stage (decoding alone is the floor), mixtures a second of the whole
 command with one process, megabytes an example, and time and memory as the number of mixtures grows.
 embedder: milliseconds an utterance, one by one and batched, in fp32 and bf16.
 masks: scores of ideal masks on the mixtures of a store's test split, which bound what can be learnt.
 trainer: a step on a store beside the earlier implementation's and the machine's floor.
+inference: real-time factor and peak memory of whole commands, from seconds to an hour.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from model.foreign import load_embedder
 from model.oracle import score_ideal_masks
 from model.scoring import METRICS, score_mixtures
 from model.spectral import Spectral
+from scripts.inference_benchmark import inference_markdown, measure_inference
 from scripts.trainer_benchmark import measure_trainer, trainer_markdown
 from utils.audio import read_mono
 from utils.device import autocast, choose_device, has_fast_bf16
@@ -51,12 +54,12 @@ from utils.files import write_json
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__ or "", config_help=None)
-    parser.add_argument("what", choices=["generator", "embedder", "masks", "trainer"])
+    parser.add_argument("what", choices=["generator", "embedder", "masks", "trainer", "inference"])
     add_config(parser)
     parser.add_argument("-d", "--corpus", action="append", metavar="DIR", help="corpus folder")
     parser.add_argument("-n", "--mixtures", default="1000,5000,20000", help="sizes of the store to compare")
     parser.add_argument("-e", "--embedder", action="append", help="embedder to time (may be repeated)")
-    parser.add_argument("-s", "--seconds", default="1.6,3,6,15", help="utterances are cut to these lengths")
+    parser.add_argument("-s", "--seconds", help="of utterances (1.6,3,6,15) or recordings (3,30,300,3600)")
     parser.add_argument("--utterances", type=int, default=500, help="how many are embedded")
     parser.add_argument("--data", metavar="STORE", help="store of the masks (test split) or of the steps")
     parser.add_argument("--steps", type=int, default=10, help="steps of the trainer that are timed")
@@ -80,6 +83,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         step = time_trainer(options)
         print(trainer_markdown(step))
         write_json(out, step)
+        return 0
+    if options.what == "inference":
+        lengths = numbers("-s", options.seconds or "3,30,300,3600")
+        config, named = load_config(options.config, options.overrides), options.embedder or [None]
+        timing = {
+            "machine": machine(),
+            **measure_inference(config, lengths, choose_device(options.device), named[0]),
+        }
+        print(inference_markdown(timing))
+        write_json(out, timing)
         return 0
     overrides = [*options.overrides]
     if options.corpus:
@@ -237,7 +250,7 @@ def time_embedders(options: argparse.Namespace) -> dict[str, Any]:
             torch.from_numpy(read_mono(u.path, embedder.sample_rate)).to(device)
             for u in corpus.utterances[: options.utterances]
         ]
-        for seconds in numbers("-s", options.seconds):
+        for seconds in numbers("-s", options.seconds or "1.6,3,6,15"):
             cut = [wave[: round(seconds * embedder.sample_rate)] for wave in waves]
             rows.append({"embedder": name, "seconds": seconds, **time_one(embedder, cut)})
     what = torch.cuda.get_device_name(device) if device.type == "cuda" else machine()
