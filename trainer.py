@@ -32,9 +32,9 @@ from config.load import (
 from config.schema import Config
 from datasets.dataset import Batch
 from model.build_task import build_task, with_sources
-from model.failure import too_large
+from model.failure import FailedStep, too_large
 from model.learner import Learner
-from model.patience import describe_figure, figure_score
+from model.patience import can_choose, describe_figure, figure_score
 from model.run_folder import RunFolder
 from model.seeds import report_seeds
 from model.task import Outcome, Task
@@ -105,6 +105,10 @@ def train_seeds(
     return 0
 
 
+OTHER_SCORES = ("train.best:", "train.validation_examples:", "train.ema:", "data.", "it learnt from")
+"""Changes of a configuration after which scores cannot be compared."""
+
+
 class Run:
     """One training: its task, and where it stands."""
 
@@ -115,6 +119,12 @@ class Run:
         self.first = distributed.rank() == 0
         self.learner = Learner(task, device, self.folder.path)
         self.objective, self.patience = self.learner.objective, self.learner.patience
+        best = self.config.train.best
+        if best is not None and not can_choose(best):
+            raise UserError(
+                f"train.best {best}: says nothing of which checkpoint is better; name a criterion, loss, "
+                "a score such as si_sdr_improvement_median, accepted_share, absent_level_mean, eer or min_dcf"
+            )
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
         self.validated = 0  # the step of the last validation
         self.signals, self.stop_signal = StopSignals(), 0
@@ -137,21 +147,26 @@ class Run:
         if initial:
             print(f"{last}: goes on with this run; --checkpoint_path {initial} is for new ones")
         if "config" not in content or "examples" not in content.get("training", ()):
-            raise UserError(
-                f"{last}: no checkpoint that a training can go on from; remove {last.parent}, "
-                "or use another -m"
-            )
+            raise UserError(f"{last}: no checkpoint that a training can go on from; use another -m NAME")
         there = with_defaults(content["config"], str(last))
         changes = differences(there, self.config.model_dump())
         if content["training"]["examples"] != self.task.examples:
             changes.append("it learnt from other examples")
+        ranks = content["training"].get("ranks", distributed.world_size())
+        if ranks != distributed.world_size():
+            changes.append(
+                f"processes: {ranks} -> {distributed.world_size()}, which makes a step and an epoch another"
+            )
         if changes and not allow_changes:
             raise UserError(
                 f"{last}: this run was started with another configuration ({'; '.join(changes)}); "
                 "use another -m NAME, or --allow_changes to go on with the new one"
             )
         try:
-            self.learner.load(content)
+            optimizer = there["train"]["optimizer"]
+            if optimizer != self.config.train.optimizer:
+                print(f"NOTE: {optimizer} -> {self.config.train.optimizer}: the optimiser begins anew")
+            self.learner.load(content, optimizer == self.config.train.optimizer)
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(
                 f"{last}: its weights do not fit another network ({'; '.join(changes) or error})"
@@ -160,7 +175,10 @@ class Run:
         self.task.speakers |= set(content["training_speakers"])
         self.step, self.seconds = training["step"], training["seconds"]
         self.validated = training.get("validated", self.step)
-        if there["train"]["best"] == self.config.train.best:  # else scores so far say nothing
+        if any(change.startswith(OTHER_SCORES) for change in changes):  # scores so far say nothing
+            print("NOTE: validations are other ones now: the best checkpoint and patience begin anew")
+            self.patience.forget()
+        else:
             self.best = training["best"]
 
     def save(self, name: str, validation: dict[str, float] | None = None) -> None:
@@ -180,6 +198,7 @@ class Run:
                 "seconds": self.seconds,
                 "best": self.best,
                 "validated": self.validated,
+                "ranks": distributed.world_size(),
                 "examples": self.task.examples,
             }
             regular = self.step % self.config.train.save_every == 0 or self.over
@@ -216,7 +235,7 @@ class Run:
             why = f", {train.patience} validations without a better score" if self.patience.given_up else ""
             print(f"{folder}: finished at step {self.step}{why}; {self.describe()}")
             return 0
-        log = RunLogger(self.logs, self.step) if self.first else None
+        log = RunLogger(self.logs, self.step, self.validated) if self.first else None
         if log:
             log.describe(self.config.model_dump(), device_name(self.device))
         if log and self.task.left_out:
@@ -252,29 +271,47 @@ class Run:
             self._save_last()
         finished = self.over
         while not (finished or self.stop_signal):
-            values = self.take_step([next(batches) for _ in range(train.accumulate)])
+            values = self.take_step(self._next(batches))
             self._agree()
             finished = self.progress >= 1
             bar.update()
             if log and self.step % train.log_every == 0:
                 self._log_step(log, bar, values)
             if self._is_due(finished) and not self.stop_signal:
+                if not (distributed.is_alone() and self.folder.last.exists()):
+                    self._save_last()  # ranks cannot leave a validation, and may be killed in it
                 self._validate(log, bar)
+                self._agree()
             finished = finished or self.patience.given_up
             if self.step % train.save_every == 0 or finished or self.stop_signal:
                 self._save_last()
 
     def take_step(self, batches: Sequence[Batch]) -> dict[str, float]:
         """One update from `train.accumulate` batches; returns what is to be logged of it."""
-        values = self.learner.take_step(self.step, self.progress, batches)
+        try:
+            values = self.learner.take_step(self.step, self.progress, batches)
+        except FailedStep:
+            self._save_last()  # the weights are those of the step before
+            raise
         self.step += 1
         return values
 
+    def _next(self, batches: Iterator[Batch]) -> list[Batch]:
+        try:
+            return [next(batches) for _ in range(self.config.train.accumulate)]
+        except UserError:  # of a damaged shard, say
+            if distributed.is_alone():
+                self.save("last.pt")
+            raise
+
     def validate(self, log: RunLogger | None, bar: tqdm[Any]) -> None:
-        """Scores the validation split, which the ranks share, and keeps the best weights."""
+        """Scores the validation split, which the ranks share, and keeps the best weights. Raises Interrupted
+        by a signal, unless there are other ranks, which would wait; what it found is written without
+        one."""
         with self.speed.paused():
             self.objective.eval()
-            outcome = self.judged(self.task.validate())
+            with self.signals.interrupting(distributed.is_alone()):
+                outcome = self.judged(self.task.validate())
             if log:
                 log.scalars(self.step, outcome.summary, "validation")
                 for name, image in outcome.pictures.items():
@@ -297,9 +334,10 @@ class Run:
         if name is not None and name not in outcome.summary:
             if self.first:
                 self.save("last.pt")
+            known = ", ".join(sorted(filter(can_choose, outcome.summary)))
             raise UserError(
-                f"train.best {name}: the validation knows {', '.join(sorted(outcome.summary))}; name one of "
-                "them, and go on with --allow_changes"
+                f"train.best {name}: the validation knows {known}; name one of them, and go on with "
+                "--allow_changes"
             )
         return outcome if name is None else replace(outcome, score=figure_score(name, outcome.summary[name]))
 
@@ -309,11 +347,9 @@ class Run:
     def _validate(self, log: RunLogger | None, bar: tqdm[Any]) -> None:
         """Validates, unless a signal comes: then it is done when the run goes on."""
         before = self.best
-        alone = distributed.is_alone()  # else the other ranks would wait for this one
         with self.learner.averages.in_use():
             try:
-                with self.signals.interrupting(alone):
-                    self.validate(log, bar)
+                self.validate(log, bar)
             except Interrupted:
                 self.best, self.stop_signal = before, self.signals.number
                 return

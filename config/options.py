@@ -138,8 +138,9 @@ class Training(Options):
     `keep`: how many of the newest last.pt stay as step-NUMBER.pt. `validate_every`, `save_every` and
     `log_every` count steps. `precision` auto is bf16 where it is fast; fp16 (CUDA only) scales the loss.
 
-    A step whose loss or gradient is not finite, or whose loss exceeds `explosion` times the median of the
-    last 100 losses (while that is positive), ends the training; up to `skip_failures` in a row are skipped.
+    A step whose loss or gradient is not finite, or whose loss exceeds the median of the last 100 losses by
+    more than `explosion` times their median magnitude, ends the training; up to `skip_failures` in a row are
+    skipped.
     `seeds`: one training after another with each of them as its `seed`, and a table of what they reach.
     """
 
@@ -168,7 +169,7 @@ class Training(Options):
     save_every: int = Field(1000, ge=1)
     log_every: int = Field(20, ge=1)
     skip_failures: int = Field(0, ge=0)
-    explosion: float | None = Field(None, gt=1)
+    explosion: float | None = Field(100.0, gt=1)
     workers: int = Field(0, ge=0)
     seed: int = Field(0, ge=0)
     seeds: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
@@ -183,6 +184,13 @@ class Training(Options):
             value = getattr(self, name)
             if (self.schedule == schedule) != (value is not None):
                 raise ValueError(f"schedule {self.schedule}, {name} {value}: they go together")
+        for name, of, wanted in (
+            ("factor", "plateau", self.schedule),
+            ("final_rate", "adabound", self.optimizer),
+        ):
+            value = getattr(self, name)
+            if wanted != of and value != type(self).model_fields[name].default:
+                raise ValueError(f"{name} {value}: belongs to {of}, not {wanted}")
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum {self.momentum}: belongs to sgd, the optimizer is {self.optimizer}")
         if self.seeds and len(set(self.seeds)) < len(self.seeds):

@@ -220,6 +220,10 @@ class Config(Options):
             raise ValueError(
                 "loss.srl, loss.triplet_srl: data.reverse asks for all but the reference's voice"
             )
+        if not joint and self.train.embedder_rate != Train.model_fields["embedder_rate"].default:
+            raise ValueError(
+                f"train.embedder_rate {self.train.embedder_rate}: belongs to train.embedder joint, not frozen"
+            )
         late = [
             s for s in (self.loss.srl, self.loss.triplet_srl) if s.beta and (s.start_epoch or s.start_step)
         ]

@@ -25,6 +25,10 @@ REMEMBERED, LEAST = 100, 10
 SHOWN = 32
 
 
+class FailedStep(UserError):
+    """A step that cannot be taken; the weights are those before it."""
+
+
 class Failures:
     """Finds losses and gradients that are no numbers, and losses that explode; counts the steps skipped.
 
@@ -43,7 +47,10 @@ class Failures:
         if not math.isfinite(norm):
             return f"the gradient is {norm} (loss {loss:g})"
         limit = self.train.explosion
-        if limit is not None and len(self.losses) >= LEAST and loss > limit * median(self.losses) > 0:
+        if limit is None or len(self.losses) < LEAST:
+            return None
+        usual = median(self.losses)
+        if loss - usual > limit * median(map(abs, self.losses)):  # losses may be negative
             return f"the loss is {loss:g}, the median before was {median(self.losses):g}"
         return None
 
@@ -53,10 +60,17 @@ class Failures:
             self.losses.append(loss)
 
     def met(self, step: int, cause: str, batches: Sequence[Batch], losses: Sequence[float]) -> None:
-        """Counts a step that is to be skipped. Raises UserError, and saves the batches, when there were too
-        many; of this rank's `batches` those whose losses are no numbers, or all if it is not that."""
-        bad = [n for n, loss in enumerate(losses) if not math.isfinite(loss)] or list(range(len(losses)))
-        numbers = torch.cat([batches[n]["example"].flatten() for n in bad]).tolist()
+        """Counts a step that is to be skipped. Raises FailedStep, and saves the batches, when there were too
+        many. Named are, of all ranks' `batches`, the examples that hold what is no number, else those of
+        batches whose loss is none, else all."""
+        damaged = [_damaged(batch) for batch in batches]
+        bad = [n for n, loss in enumerate(losses) if not math.isfinite(loss)]
+        if any(distributed.everybody_s(any(damaged))):
+            bad = [n for n, examples in enumerate(damaged) if examples]
+        elif not any(distributed.everybody_s(bool(bad))):
+            bad = list(range(len(losses)))
+        own = [x for n in bad for x in damaged[n] or batches[n]["example"].flatten().tolist()]
+        numbers = [number for found in distributed.everybody_s(own) for number in found]
         shown = ", ".join(map(str, numbers[:SHOWN])) + (" ..." if len(numbers) > SHOWN else "")
         if self.in_a_row < self.train.skip_failures:
             self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
@@ -64,9 +78,11 @@ class Failures:
             return
         rank = f"-rank{distributed.rank()}" if distributed.rank() else ""
         path = self.folder / f"failed-batch-{step}{rank}.pt"
-        save_checkpoint(path, {"batches": [batches[n] for n in bad]})
+        if bad:
+            save_checkpoint(path, {"batches": [batches[n] for n in bad]})
+        path = next(filter(None, distributed.everybody_s(path if bad else None)), path)
         before = f", after {self.in_a_row} skipped in a row" if self.in_a_row else ""
-        raise UserError(
+        raise FailedStep(
             f"step {step}: {cause}{before}; examples {shown}, saved as {path}; "
             f"lower train.learning_rate ({self.train.learning_rate}), set train.clip_norm, or let "
             "train.skip_failures leave out such steps"
@@ -78,6 +94,16 @@ class Failures:
     def load_state(self, state: dict[str, Any]) -> None:
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
         self.losses = deque(state["losses"], REMEMBERED)
+
+
+def _damaged(batch: Batch) -> list[int]:
+    """The examples of a batch that hold NaN or infinity."""
+    examples = batch["example"].flatten()
+    bad = torch.zeros(len(examples), dtype=torch.bool)
+    for value in batch.values():
+        if value.is_floating_point() and value.ndim and len(value) == len(bad):
+            bad |= ~value.isfinite().reshape(len(bad), -1).all(1).cpu()
+    return examples[bad].tolist()
 
 
 class KeptBuffers:

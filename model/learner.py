@@ -21,6 +21,9 @@ from model.task import Task, to_device
 from utils import distributed
 from utils.device import gradient_scaler
 
+WISHED = ("weight_decay", "momentum", "final_lr", "share")
+"""What a configuration says of a group of weights, beside the learning rate."""
+
 
 class Learner:
     """Learns a task on a device; `folder`: for batches that it fails at."""
@@ -55,7 +58,8 @@ class Learner:
         # the first scales are too high for fp16 on purpose; the scaler then lowers its own and takes no step
         overflow = math.isfinite(loss) and not math.isfinite(norm) and self.scaler.get_scale() > 1
         if cause := None if overflow else self.failures.cause(loss, norm):
-            self.failures.met(step, cause, batches, [values["loss"].item() for values in found])
+            own = [values.get("own_loss", values["loss"]).item() for values in found]
+            self.failures.met(step, cause, batches, own)
             buffers.restore()
         else:
             self.scaler.step(self.optimizer)
@@ -64,6 +68,7 @@ class Learner:
                 self.averages.update()
                 self.failures.passed(loss)
         self.scaler.update()
+        means.pop("own_loss", None)
         return {name: mean.item() for name, mean in means.items()} | self._figures(norm, rate)
 
     def _figures(self, norm: float, rate: float) -> dict[str, float]:
@@ -100,16 +105,20 @@ class Learner:
             "failures": self.failures.state(),
         }
 
-    def load(self, content: dict[str, Any]) -> None:
-        """Goes on from a checkpoint with that state as `training`. Raises RuntimeError, ValueError or
-        KeyError where it does not fit."""
+    def load(self, content: dict[str, Any], same_optimizer: bool = True) -> None:
+        """Goes on from a checkpoint with that state as `training`; the optimiser only if it is the
+        `same_optimizer`. Raises RuntimeError, ValueError or KeyError where it does not fit."""
         training = content["training"]
         self.task.load(content)
         self.task.load_state(training["state"])
         self.averages.restart()
         if "weights" in training:
             self.averages.resume(training["weights"])
-        self.optimizer.load_state_dict(training["optimizer"])
+        if same_optimizer:
+            wished = [{k: group[k] for k in WISHED if k in group} for group in self.optimizer.param_groups]
+            self.optimizer.load_state_dict(training["optimizer"])
+            for group, own in zip(self.optimizer.param_groups, wished, strict=True):
+                group.update(own)  # as the configuration has them now, whatever the checkpoint had
         if training.get("scaler"):
             self.scaler.load_state_dict(training["scaler"])
         for name, part in (("patience", self.patience), ("failures", self.failures)):

@@ -50,7 +50,9 @@ class SeparatorObjective(nn.Module):
         return self
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return distributed.averaged(self.judge(batch)[0])
+        values = self.judge(batch)[0]
+        # to tell whose examples a loss is of that is no number
+        return {**distributed.averaged(values), "own_loss": values["loss"].detach()}
 
     def judge(self, batch: Batch) -> tuple[dict[str, Tensor], Comparison]:
         """The criteria of this rank's batch, and the comparison of what is heard: in evaluation mode, of

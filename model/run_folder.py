@@ -36,8 +36,11 @@ class RunFolder:
 
         Says so if it is not last.pt. Raises UserError where none is complete.
         """
-        there = [path for path in (self.last, self.previous) if path.exists()]
+        kept = sorted(self.path.glob("step-*.pt"), key=_number, reverse=True)
+        there = [path for path in (self.last, self.previous, *kept) if path.exists()]
         if not there:
+            if (best := self.path / "best.pt").exists():
+                raise UserError(f"{best}: would be lost in a new training of this name; use another -m NAME")
             return None
         causes = []
         for path in there:
@@ -51,7 +54,7 @@ class RunFolder:
                 print(f"WARNING: {cause}; goes on from {path}, step {content.get('step')}")
             self._damaged = bool(causes)
             return path, content
-        raise UserError(f"{'; '.join(causes)}; remove {self.path} to start anew, or use another -m NAME")
+        raise UserError(f"{'; '.join(causes)}; use another -m NAME")
 
     def save_last(self, content: dict[str, Any], step: int, keep: bool) -> None:
         """Writes last.pt; `keep`: also as one of the newest."""

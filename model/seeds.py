@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from model.patience import can_choose
 from utils.checkpoint import load_checkpoint
 from utils.files import write_json
 
@@ -15,10 +16,12 @@ def summarize_seeds(folders: Mapping[int, Path]) -> dict[str, Any]:
     """Of every figure of the validation that each run's best.pt was chosen by: `values` in the order of the
     seeds, their `mean`, and their sample standard deviation `sd` (n - 1; None of a single one).
 
-    Figures that not every run has are left out. Raises UserError for a run without best.pt.
+    Figures that not every run has, and those that are not the network's doing, are left out. Raises UserError
+    for a run without best.pt.
     """
     found = [load_checkpoint(folder / "best.pt") for folder in folders.values()]
-    names = [name for name in found[0]["validation"] if all(name in best["validation"] for best in found)]
+    shared = [name for name in found[0]["validation"] if all(name in best["validation"] for best in found)]
+    names = list(filter(can_choose, shared))  # what differs between mixtures says nothing of the runs
     figures = {}
     for name in names:
         values = [float(best["validation"][name]) for best in found]

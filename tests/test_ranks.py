@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -182,3 +184,19 @@ def test_the_slurm_script_saves_and_asks_for_another_turn(
     assert said.strip().endswith("requeue 7")
     step = load_checkpoint(tmp_path / "chkpt/m/last.pt")["step"]
     assert f"stopped at step {step}" in said
+
+
+def test_the_rank_whose_loss_is_no_number_names_its_examples(
+    store: Path, embedder_file: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(store, broken)
+    shards = sorted((broken / "train").glob("shard-*"))
+    values = np.load(next(shards[1].glob("mixture*.npy")), mmap_mode="r+")
+    values[3] = np.nan  # example 13, of the second shard of ten
+    values.flush()
+    more = ["train.batch_size=4", "train.skip_failures=5", "train.steps=3"]
+    result = two_ranks(tmp_path, *options(tmp_path / "run", broken, embedder_file, *more))
+    assert result.returncode == 0, result.stderr[-3000:]
+    (said,) = [line for line in result.stdout.splitlines() if "skipped: the loss is nan" in line]
+    assert said.endswith("examples 13")  # batch norm spreads it to every rank

@@ -7,14 +7,16 @@ mean count of the ranks (`share_of_mean`), so that the average of the ranks' los
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +31,8 @@ PATIENCE = timedelta(hours=2)
 """How long ranks wait for each other, such as for the first one while it prepares."""
 LOST = re.compile("closed by peer|Connection reset|Broken pipe|Connection refused|connectFullMesh")
 """What gloo says when another process is gone."""
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2)."""
 _apart = False
 
 
@@ -57,6 +61,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
                 f"started local rank {device.index}; lower --nproc-per-node or use --device cpu"
             )
         torch.cuda.set_device(device)
+    _end_with_torchrun()
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         with redirect_stdout(None if rank() else sys.stdout):
@@ -133,6 +138,21 @@ def averaged(values: dict[str, Tensor]) -> dict[str, Tensor]:
         name: mean + (value - value.detach())
         for (name, value), mean in zip(values.items(), means, strict=True)
     }
+
+
+def _end_with_torchrun() -> None:
+    """Has the system send SIGTERM when torchrun is gone (Linux): ranks would go on without it, unseen."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def everybody_s(value: Item) -> list[Item]:
+    """A value of any kind that can be pickled, of every rank in their order, on every rank."""
+    if is_alone():
+        return [value]
+    found: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(found, value)
+    return found
 
 
 def shared_out(items: Iterable[Item]) -> list[Item]:

@@ -41,6 +41,10 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
         _sync_folder(path.parent)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)  # else a full disk would not say which
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

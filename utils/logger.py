@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,25 +24,25 @@ Value = TypeVar("Value")
 
 
 class RunLogger:
-    """Writes `folder/metrics.jsonl` and TensorBoard events; a resumed run goes on after `step`.
+    """Writes `folder/metrics.jsonl` and TensorBoard events; a resumed run goes on after `step`, its
+    validations after `validated`.
 
     A record that an interrupted run wrote after `step`, or that a kill cut in half, is dropped.
     """
 
-    def __init__(self, folder: Path | str, step: int = 0) -> None:
-        from tensorboardX import SummaryWriter
-
+    def __init__(self, folder: Path | str, step: int = 0, validated: int | None = None) -> None:
         self.folder, self.step = Path(folder), step
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._drop_after(step)
-        self.board = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
+        self._drop_after(step, step if validated is None else validated)
+        self.board = Board(self.folder, step)
         self._heard: dict[str, bytes] = {}
 
-    def _drop_after(self, step: int) -> None:
+    def _drop_after(self, step: int, validated: int) -> None:
         path = self.folder / "metrics.jsonl"
         if path.exists():
-            records = map(_record, path.read_text(errors="replace").splitlines())
-            kept = [record for record in records if record and record["step"] <= step]
+            records = filter(None, map(_record, path.read_text(errors="replace").splitlines()))
+            ends = {"validation": validated}
+            kept = [record for record in records if record["step"] <= ends.get(record.get("group", ""), step)]
             write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def describe(self, config: dict[str, Any], device: str) -> None:
@@ -61,14 +64,16 @@ class RunLogger:
 
     def scalars(self, step: int, values: dict[str, float], group: str) -> None:
         for name, value in values.items():
-            self.board.add_scalar(f"{group}/{name}", value, step)
-        record: dict[str, Any] = {"step": step, "group": group, **values}
+            self.board.add("scalar", f"{group}/{name}", value, step)
+        # JSON knows no infinity
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        record: dict[str, Any] = {"step": step, "group": group, **finite}
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
 
     def picture(self, step: int, image: np.ndarray, name: str) -> None:
         """uint8 [height, width, 3]: on the TensorBoard page, and the newest as `folder/name.png`."""
-        self.board.add_image(name, image, step, dataformats="HWC")
+        self.board.add("image", name, image, step, dataformats="HWC")
         save_picture(self.folder / f"{name}.png", image)
 
     def audio(self, step: int, wave: np.ndarray, rate: int, name: str) -> None:
@@ -76,10 +81,49 @@ class RunLogger:
         digest = hashlib.sha256(wave.tobytes()).digest()
         if self._heard.get(name) != digest:
             self._heard[name] = digest
-            self.board.add_audio(name, wave[:, None], step, rate)
+            self.board.add("audio", name, wave[:, None], step, rate)
 
     def close(self) -> None:
         self.board.close()
+
+
+class Board:
+    """TensorBoard's events, whose thread dies where they cannot be written: then the training goes on
+    without, and says so once."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self.folder, self.lost = folder, False
+        self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self.worker: threading.Thread = self.writer.file_writer.event_writer._worker
+        threading.excepthook = self._hook(threading.excepthook)
+
+    def _hook(self, before: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def told(error: Any) -> None:
+            if error.thread is self.worker:
+                self._say(error.exc_value)
+            else:
+                before(error)
+
+        return told
+
+    def _say(self, cause: object) -> None:
+        if not self.lost:
+            self.lost = True
+            print(f"WARNING: {self.folder}: TensorBoard's events cannot be written any more ({cause}); "
+                  "metrics.jsonl goes on", file=sys.stderr)  # fmt: skip
+
+    def add(self, kind: str, *values: Any, **options: Any) -> None:
+        """A scalar, image or audio; nothing once the thread is dead, whose queue would wait for ever."""
+        if not self.worker.is_alive():
+            self._say("its thread has ended")
+        if not self.lost:
+            getattr(self.writer, f"add_{kind}")(*values, **options)
+
+    def close(self) -> None:
+        if self.worker.is_alive() and not self.lost:
+            self.writer.close()
 
 
 def _record(line: str) -> dict[str, Any] | None:
