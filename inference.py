@@ -41,7 +41,7 @@ from model.reference import read_reference
 from model.separator import Separator
 from utils.audio import audio_info, read_mono
 from utils.audio_stream import standard_input
-from utils.device import choose_device, keep_memory
+from utils.device import choose_device, large_pages
 from utils.errors import UserError
 from utils.files import sha256_of, write_json
 from utils.metrics import si_sdr
@@ -52,7 +52,7 @@ STANDARD = "-"
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(_parser(), arguments)
     _check(options)
-    keep_memory()
+    large_pages()
     with ExitStack() as stack:
         sink = sys.stdout
         if STANDARD in (options.out_dir, options.report) or options.stream:

@@ -41,7 +41,7 @@ from utils.overlap import overlap_stream
 STREAM_SAMPLES = 320_000
 """Of a causal network's mixture, at most so many at once."""
 FORMAT = "voice-separation-1"
-CHUNK_SECONDS, OVERLAP_SECONDS, FADE_SECONDS = 20.0, 4.0, 0.25
+CHUNK_SECONDS, OVERLAP_SECONDS, FADE_SECONDS = 24.0, 3.0, 0.25
 CHUNKS_AT_ONCE = 8
 """On an accelerator; a CPU is busy with one."""
 
