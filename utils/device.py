@@ -85,7 +85,7 @@ def keep_memory() -> None:
 
 
 def large_pages() -> None:
-    """Asks the kernel for pages of 2 MB for tensors on the CPU (Linux): a long chunk's tensors are mapped in a
+    """Asks the kernel for pages of 2 MB for tensors on the CPU (Linux): those of a long chunk are mapped in a
     third of the time. For what runs once; where the same sizes come again and again `keep_memory` is
     faster."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by PyTorch
