@@ -19,7 +19,7 @@ from utils.device import autocast
 
 class SeparatorObjective(nn.Module):
     """Batches of mixtures, targets and references -> every criterion, and `loss`, their weighted sum; under
-    torchrun their values are those of the ranks' batches together.
+    torchrun their values are those of the ranks' batches together, except for `own_loss`, this rank's.
 
     `embedder_learns`: embeddings come from the references' waveforms, with gradients to the embedder, which
     stays in evaluation mode, as it is heard at inference.
