@@ -52,11 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("-n", "--examples", type=int, metavar="N", help="the first N of them (default: all)")
     add("--torchscript", action="store_true", help="also as TorchScript")
     options = parse_arguments(parser, arguments)
+    if options.examples is not None and options.examples < 1:
+        raise UserError(f"-n {options.examples}: expected at least 1")
+    if not options.int8 and (options.data or options.examples):
+        raise UserError("--data, -n: the mixtures that --int8 is scored on")
     if options.int8 and not options.data:
         raise UserError("--int8: name the mixtures that its cost is measured on with --data STORE")
     path = checkpoint_of(options.checkpoint)
     separator = Separator.load(path)
     separator.precision = "fp32"
+    if options.torchscript and isinstance(separator.network, Lite):
+        raise UserError("--torchscript: the causal network's state is in its ONNX graph; leave it out")
     out = Path(options.out)
     with TemporaryDirectory() as folder:
         written = export_separator(separator, Path(folder))
@@ -66,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             written.append(trace(separator, Path(folder) / "separator.ts"))
         if options.int8:
             small = quantize(written[0], Path(folder) / "int8")
-            shutil.copyfile(Path(folder) / EMBEDDER, small.with_name(EMBEDDER)) if len(written) > 1 else None
+            if separator.embedder is not None:  # as it is: small already, and everything hangs on it
+                shutil.copyfile(Path(folder) / EMBEDDER, small.with_name(EMBEDDER))
             print(cost(separator, small, Store(options.data), options.examples))
             written += sorted(small.parent.glob("*.onnx"))
         for file in written:
@@ -106,8 +113,6 @@ def trace(separator: Separator, path: Path) -> Path:
     import warnings
 
     network = alone(separator.network)
-    if isinstance(separator.network, Lite):
-        raise UserError("--torchscript: the causal network's state is in its ONNX graph; export that")
     inputs = tuple(x for x in example(separator, 2, 48) if x is not None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of checks of shapes, which are not part of a graph

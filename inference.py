@@ -19,7 +19,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from config.load import argument_parser, parse_arguments, run_script
 from model.choice import add_checkpoint_options, chosen_checkpoint, load_separator
-from model.jobs import Finished, Job, Outcome, folder_jobs, listed_jobs, run_jobs
+from model.jobs import FINISHED, Finished, Job, Outcome, check_results, folder_jobs, listed_jobs, run_jobs
 from model.masks import add_mask_options, chosen_masking
 from model.pcm import stream_pcm
 from model.pictures import draw_recording
@@ -39,7 +39,7 @@ from model.presence import Calibration
 from model.recording import Absent, Report, Wishes, residual_path, separate_recording
 from model.reference import read_reference
 from model.separator import Separator
-from utils.audio import audio_info, read_mono
+from utils.audio import AUDIO_SUFFIXES, audio_info, read_mono
 from utils.audio_stream import standard_input
 from utils.device import choose_device, large_pages
 from utils.errors import UserError
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         wishes = _wishes(options, separator, path)
         if options.batch or Path(options.mixed_file).is_dir():
-            return separate_many(options, voices, wishes)
+            return separate_many(options, voices, wishes, sink)
         return separate_one(options, voices, wishes, stack, sink)
 
 
@@ -118,8 +118,17 @@ def _check(options: argparse.Namespace) -> None:
     """Raises UserError for options that do not go together."""
     given = [name for name in ("mixed_file", "batch") if getattr(options, name)]
     if options.stream:
-        for name in ("mixed_file", "batch", "out_dir", "presence", "report", "target", "plot", "keep"):
-            if getattr(options, name):
+        usual = {
+            "strength": 1.0,
+            "threshold": 0.5,
+            "keep": [],
+            "presence": False,
+            "plot": False,
+            "mono": False,
+        }
+        others = ("mixed_file", "batch", "out_dir", "report", "target", "absent", "processes")
+        for name, value in {**usual, **dict.fromkeys(others)}.items():
+            if getattr(options, name) != value:
                 raise UserError(
                     f"--stream: reads standard input and writes standard output, without --{name}"
                 )
@@ -130,6 +139,10 @@ def _check(options: argparse.Namespace) -> None:
     elif not options.out_dir:
         raise UserError("name the folder for the results with -o")
     many = options.batch or (options.mixed_file and Path(options.mixed_file).is_dir())
+    if options.out_dir == STANDARD and (options.keep or options.plot or options.report in ("", STANDARD)):
+        raise UserError("-o -: only the estimate goes there, without --keep, --plot, and --report has a file")
+    if (out := Path(options.out_dir or "")).suffix.lower() in AUDIO_SUFFIXES - {".wav"} and not out.is_dir():
+        raise UserError(f"-o {out}: the result is a WAV file; name it .wav, or a folder")
     if many and (options.target or options.out_dir == STANDARD):
         raise UserError(f"{'--target' if options.target else '-o -'}: is for a single recording")
     if options.processes is not None and options.processes < 1:
@@ -144,6 +157,10 @@ def _wishes(options: argparse.Namespace, separator: Separator, path: Path) -> Wi
     if options.presence or options.absent:
         if separator.embedder is None:
             raise UserError(f"{path}: asks for nobody, so nobody can be present or absent")
+        if options.mask != "org":
+            raise UserError(f"--presence: listens to the voice itself, not to --mask {options.mask}")
+        if options.embedder_path:
+            print(f"WARNING: the calibration is of the embedder of {path}, not of -e", file=sys.stderr)
         calibration = Calibration.from_content(separator.presence, str(path))
     return Wishes(
         options.strength,
@@ -194,11 +211,20 @@ class Work:
             separator, job.mixture, embedding, job.output, self.wishes, name, stopping
         )
         if self.plot:
-            picture = job.output.with_suffix(".png")
-            picture = picture.with_name("spectrograms.png") if picture.stem == "estimate" else picture
+            picture = picture_path(job.output)
             draw_recording(picture, separator, job.mixture, job.output, self.target, embedding)
             report.files.append(str(picture))
         return report
+
+    def results(self, job: Job) -> list[Path]:
+        """The files that it writes for a job."""
+        residual = [residual_path(job.output)] if self.wishes.residual else []
+        return [job.output, *residual, *([picture_path(job.output)] if self.plot else [])]
+
+
+def picture_path(output: Path) -> Path:
+    """Beside estimate.wav spectrograms.png, beside any other NAME.wav NAME.png."""
+    return output.with_name("spectrograms.png" if output.stem == "estimate" else f"{output.stem}.png")
 
 
 def separate_one(
@@ -213,45 +239,46 @@ def separate_one(
     output = out if out.suffix.lower() == ".wav" and not out.is_dir() else out / "estimate.wav"
     target = Path(options.target) if options.target else None
     references = tuple(map(Path, options.reference_file))
-    for result in (output, residual_path(output)):
-        for given in (mixture, *references, *([target] if target else [])):
-            if result.resolve() == given.resolve():
-                raise UserError(f"{given}: would be overwritten by the result; name another place with -o")
+    work, job = Work(voices, wishes, options.plot, target), Job(mixture, references, output)
+    check_results([job], work.results, [target] if target else [], _report_place(options, output.parent))
     if target is not None:
         _check_target(target, mixture)
-    work = Work(voices, wishes, options.plot, target)
-    report = work(Job(mixture, references, output), name=options.mixed_file)
+    report = work(job, name=options.mixed_file)
     print(describe(voices.path, report))
     if target is not None:
         print(_score(mixture, output, target))
     if to_pipe:
-        with output.open("rb") as file:
+        with output.open("rb") as file, suppress(BrokenPipeError):  # who reads may have had enough
             shutil.copyfileobj(file, sink.buffer)
-        sink.buffer.flush()
+            sink.buffer.flush()
     else:
         print(*report.files, sep="\n")
     _write_report(options, voices, [report.content()], output.parent, sink)
     return 0
 
 
-def separate_many(options: argparse.Namespace, voices: Voices, wishes: Wishes) -> int:
+def separate_many(options: argparse.Namespace, voices: Voices, wishes: Wishes, sink: Any) -> int:
     """A list or a folder; 3 when some could not be separated."""
     out, references = Path(options.out_dir), list(map(Path, options.reference_file))
     if options.batch:
         jobs = listed_jobs(Path(options.batch), references, out)
     else:
         jobs = folder_jobs(Path(options.mixed_file), references, out)
+        voices(tuple(references))  # one mistake in it is one sentence
+    work = Work(voices, wishes, options.plot)
+    written = [out / FINISHED, *_report_place(options, out)]
+    check_results(jobs, work.results, [Path(options.batch)] if options.batch else [], written)
     cores = os.cpu_count() or 1
     at_once = options.processes or (min(cores, 4) if voices.separator.device.type == "cpu" else 2)
     at_once = min(at_once, len(jobs))
     torch.set_num_threads(max(1, cores // at_once))
-    work = Work(voices, wishes, options.plot)
     settings = [sha256_of(voices.path), str(wishes), str(voices.separator.masking), options.plot]
+    settings += [options.backend, options.activation, voices.separator.device.type]
     how = str([*settings, options.precision, options.embedder_path, options.config, options.overrides])
     finished = Finished(out)
     outcomes = run_jobs(jobs, lambda job, stop: work(job, stop).content(), finished, how, at_once)
     _tell(outcomes, voices.path, out)
-    _write_report(options, voices, [_content(outcome) for outcome in outcomes], out, sys.stdout)
+    _write_report(options, voices, [_content(outcome) for outcome in outcomes], out, sink)
     return 3 if any(outcome.problem for outcome in outcomes) else 0
 
 
@@ -280,9 +307,16 @@ def _write_report(
     if options.report == STANDARD:
         print(json.dumps(content, indent=2), file=sink)
         return
-    place = Path(options.report) if options.report else folder / "report.json"
-    write_json(place, content)
-    print(place)
+    for place in _report_place(options, folder):
+        write_json(place, content)
+        print(place)
+
+
+def _report_place(options: argparse.Namespace, folder: Path) -> list[Path]:
+    """The file of the report, if there is one."""
+    if options.report in (None, STANDARD):
+        return []
+    return [Path(options.report) if options.report else folder / "report.json"]
 
 
 def describe(path: Path, report: Report) -> str:

@@ -6,7 +6,7 @@ import csv
 import errno
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,22 +65,28 @@ def listed_jobs(path: Path, references: Sequence[Path], folder: Path) -> list[Jo
         outputs.append((row.get("output") or "").strip())
     names = _free_names([Path(m.name) for m in mixtures])
     chosen = [folder / (Path(given) if given else name) for given, name in zip(outputs, names, strict=True)]
-    return _checked([Job(*job) for job in zip(mixtures, voices, chosen, strict=True)], str(path))
+    for output in chosen:
+        if output.suffix.lower() != ".wav":
+            raise UserError(f"{path}: output {output}: results are WAV files, name it .wav")
+    return [Job(*job) for job in zip(mixtures, voices, chosen, strict=True)]
 
 
 def folder_jobs(folder: Path, references: Sequence[Path], out: Path) -> list[Job]:
-    """All recordings below a folder, the same tree below `out`. Raises UserError where there is none."""
-    inside = out.resolve()
+    """All recordings below a folder but for hidden ones, and but for earlier results where `out` lies below
+    it; the same tree below `out`. Raises UserError where there is none."""
+    inside, whole = out.resolve(), folder.resolve()
+    below = inside != whole and inside.is_relative_to(whole)
     paths = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in AUDIO_SUFFIXES and not path.resolve().is_relative_to(inside)
+        if path.suffix.lower() in AUDIO_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not (below and path.resolve().is_relative_to(inside))
     ]
     if not paths:
         raise UserError(f"{folder}: holds no recordings ({', '.join(sorted(AUDIO_SUFFIXES))})")
     names = _free_names([path.relative_to(folder) for path in paths])
-    jobs = [Job(path, tuple(references), out / name) for path, name in zip(paths, names, strict=True)]
-    return _checked(jobs, str(folder))
+    return [Job(path, tuple(references), out / name) for path, name in zip(paths, names, strict=True)]
 
 
 def _find(name: str, folder: Path) -> Path:
@@ -97,54 +103,80 @@ def _free_names(paths: Sequence[Path]) -> list[Path]:
     ]
 
 
-def _checked(jobs: list[Job], where: str) -> list[Job]:
-    """Raises UserError when a result would overwrite an input or another result."""
-    results: dict[Path, Path] = {}
-    inputs = {path.resolve() for job in jobs for path in (job.mixture, *job.references)}
-    for job in jobs:
-        result = job.output.resolve()
-        if result in inputs:
-            raise UserError(f"{where}: {job.output} is an input and would be overwritten by a result")
-        if result in results:
-            raise UserError(
-                f"{where}: {job.output} would be the result of {results[result]} and of {job.mixture}"
-            )
-        results[result] = job.mixture
-    return jobs
+def check_results(
+    jobs: Sequence[Job],
+    results: Callable[[Job], Sequence[Path]],
+    inputs: Sequence[Path],
+    others: Sequence[Path],
+) -> None:
+    """Raises UserError when one of the `results` of a job would overwrite an input (those of the jobs and
+    these `inputs`), another result, or one of the `others` that are written."""
+    given = {path.resolve() for job in jobs for path in (job.mixture, *job.references)}
+    given |= {path.resolve() for path in inputs}
+    made: dict[Path, str] = {}
+    everything = [(path, str(job.mixture)) for job in jobs for path in results(job)]
+    for path, owner in [
+        *((path, "the report or the list of what is finished") for path in others),
+        *everything,
+    ]:
+        place = path.resolve()
+        if place in given:
+            raise UserError(f"{path}: is an input and would be overwritten; name another place with -o")
+        if place in made:
+            raise UserError(f"{path}: would be the result of {made[place]} and of {owner}")
+        made[place] = owner
 
 
 class Finished:
-    """What has been done in a folder of results: reports by the job's key, one line of JSON each."""
+    """What has been done in a folder of results, one line of JSON each; the last of an output counts.
+
+    Raises UserError where the folder is none.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path, self.lock = folder / FINISHED, Lock()
-        self.reports: dict[str, dict[str, Any]] = {}
-        for line in self._lines():
+        self.entries: dict[str, dict[str, Any]] = {}
+        lines = self._lines()
+        self.ends = not lines or lines[-1].endswith("\n")
+        for line in lines:
             try:
                 entry = json.loads(line)
-                self.reports[entry["key"]] = entry["report"]
+                self.entries[entry["report"]["output"]] = entry
             except (ValueError, KeyError, TypeError):
                 continue  # cut off by a crash: that one is done again
 
     def _lines(self) -> list[str]:
         try:
-            return self.path.read_text(encoding="utf-8").splitlines()
+            return self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         except (FileNotFoundError, UnicodeDecodeError):
             return []
+        except OSError as error:
+            raise UserError(f"{self.path.parent}: cannot write there ({error.strerror})") from error
 
-    def report(self, key: str) -> dict[str, Any] | None:
-        """Of a job that is done and whose files are still there."""
-        found = self.reports.get(key)
-        return found if found and all(Path(name).exists() for name in found.get("files", [])) else None
+    def report(self, job: Job, key: str) -> dict[str, Any] | None:
+        """Of a job that was done in this way and whose files are as it left them."""
+        entry = self.entries.get(str(job.output), {})
+        if entry.get("key") != key or entry.get("files") != _states(entry["report"]):
+            return None
+        found: dict[str, Any] = entry["report"]
+        return found
 
     def add(self, key: str, report: dict[str, Any]) -> None:
         with self.lock:
-            self.reports[key] = report
+            entry = {"key": key, "report": report, "files": _states(report)}
+            self.entries[report["output"]] = entry
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, "report": report}) + "\n")
+                file.write(("" if self.ends else "\n") + json.dumps(entry) + "\n")
+                self.ends = True
                 file.flush()
                 os.fsync(file.fileno())
+
+
+def _states(report: Mapping[str, Any]) -> list[list[int] | None]:
+    """Size and time of every file of a report."""
+    paths = [Path(name) for name in report.get("files", [])]
+    return [[p.stat().st_size, p.stat().st_mtime_ns] if p.exists() else None for p in paths]
 
 
 @dataclass(frozen=True)
@@ -173,7 +205,7 @@ def run_jobs(
     outcomes = {
         job: Outcome(job, report, again=True)
         for job in jobs
-        if (report := finished.report(keys[job])) is not None
+        if (report := finished.report(job, keys[job])) is not None
     }
     missing = [job for job in jobs if job not in outcomes]
     stopping = Event()
@@ -205,3 +237,5 @@ def _outcome(job: Job, future: Future[dict[str, Any]]) -> Outcome:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         return Outcome(job, None, f"{job.mixture}: {error.strerror or error}")
+    except Exception as error:  # of a library, at what it has not expected; the others go on
+        return Outcome(job, None, f"{job.mixture}: {type(error).__name__}: {error}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.separator import Separator
 from utils.audio import audio_info, read_mono, resample
@@ -35,6 +35,7 @@ def draw_recording(
         if path is not None:
             own = beginning(path) if name != "target" else read_mono(path, rate)[: round(SECONDS * rate)]
             wave = torch.from_numpy(resample(own, rate, separator.sample_rate))
+            wave = nn.functional.pad(wave, (0, max(0, separator.spectral.n_fft - len(wave))))
             waveforms[name] = wave[None].to(separator.device)
     magnitudes = {name: separator.spectral(w)[0].abs().cpu().numpy() for name, w in waveforms.items()}
     mask = separator.separate_with_mask(waveforms["mixture"], embedding)[1][0]

@@ -66,6 +66,8 @@ class Calibration:
             )
         try:
             found = cls(**{field.name: tree[field.name] for field in fields(cls)})
+            if len(found.weights) != len(INPUTS):
+                raise ValueError(f"{len(found.weights)} weights")
             return cls(tuple(map(float, found.weights)), *list(asdict(found).values())[1:])  # type: ignore[arg-type]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where}: its calibration is damaged ({type(error).__name__})") from error

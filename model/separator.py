@@ -83,14 +83,21 @@ def _learnt(config: Config) -> dict[str, Any]:
 def as_channels(samples: np.ndarray | Tensor, name: str) -> np.ndarray:
     """Samples [N] or [C, N] of floats -> float32 [C, N]. Raises ValueError for anything else, no samples, and
     NaN or infinity."""
-    array = samples.detach().cpu().numpy() if isinstance(samples, Tensor) else np.asarray(samples)
+    if isinstance(samples, Tensor):
+        samples = samples.detach().cpu()
+        array = (samples.float() if samples.is_floating_point() else samples).numpy()
+    else:
+        array = np.asarray(samples)
     if array.ndim not in (1, 2) or not array.size or not np.issubdtype(array.dtype, np.floating):
         raise ValueError(
             f"{name} {array.dtype} {array.shape}: expected floats in [-1, 1], [N] or [channels, N]"
         )
     if not np.isfinite(array).all():
         raise ValueError(f"{name}: {int((~np.isfinite(array)).sum())} samples are NaN or infinite")
-    return np.atleast_2d(array).astype(np.float32, copy=False)
+    channels, count = (1, *array.shape)[-2:]
+    if channels > count:
+        raise ValueError(f"{name} {array.shape}: {channels} channels of {count} samples; channels come first")
+    return np.ascontiguousarray(np.atleast_2d(array), dtype=np.float32)
 
 
 class Separator(nn.Module):
@@ -169,14 +176,15 @@ class Separator(nn.Module):
         same). Channels are separated each, those of a reference averaged. May be called from several threads.
         Raises ValueError for other shapes and numbers, UserError for a reference with too little speech.
         """
+        other = rate if reference_rate is None else reference_rate
+        if min(rate, other) < 1:
+            raise ValueError(f"{min(rate, other)} Hz: expected a rate above 0")
         samples = as_channels(mixture, "mixture")
         embedding = None
         if self.embedder is not None:
             several = reference if isinstance(reference, Sequence) else [reference]
             monos = [
-                resample(
-                    as_channels(r, "reference").mean(axis=0), reference_rate or rate, self.reference_rate
-                )
+                resample(as_channels(r, "reference").mean(axis=0), other, self.reference_rate)
                 for r in several
                 if r is not None
             ]
@@ -274,7 +282,7 @@ class Separator(nn.Module):
             separator = cls(config or own, embedder_from_content(content, where) if conditioned else None)
             separator.network.load_state_dict(content["network"])
             separator.presence = content.get("presence")
-        except (KeyError, TypeError, RuntimeError) as error:
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise UserError(f"{where}: a damaged separator checkpoint ({type(error).__name__})") from error
         return separator
 

@@ -353,15 +353,12 @@ def test_lists_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         ("", "expected a header and rows with mixture, reference, output; found nothing"),
         ("file,voice\na.wav,b.wav\n", "found file, voice"),
         ("mixture\n\n ,\n", "line 2: names no mixture"),
-        ("mixture,output\na.wav,x.wav\na.wav,x.wav\n", "would be the result of"),
+        ("mixture,output\na.wav,x.flac\n", "results are WAV files"),
     )
     for text, words in cases:
         (tmp_path / "list.csv").write_text(text)
         with pytest.raises(UserError, match=words):
             listed_jobs(tmp_path / "list.csv", [], tmp_path / "out")
-    (tmp_path / "list.csv").write_text("mixture\na.wav\n")
-    with pytest.raises(UserError, match="is an input and would be overwritten"):
-        listed_jobs(tmp_path / "list.csv", [], tmp_path)
     with pytest.raises(UserError, match="holds no recordings"):
         folder_jobs(tmp_path / "out", [], tmp_path / "more")
 
@@ -376,13 +373,15 @@ def test_an_interruption_stops_what_runs_and_keeps_what_is_finished(tmp_path: Pa
         if job.mixture.name == "2":
             assert stopping.wait(20)
             stopped.append(job.mixture.name)
-        return {"files": []}
+        return {"files": [], "output": str(job.output)}
 
     with pytest.raises(KeyboardInterrupt):
         run_jobs(jobs, work, Finished(tmp_path), "x", 3)
     assert stopped == ["2"]
     (tmp_path / "finished.jsonl").open("a").write('{"key": "cut o')
-    again = run_jobs(jobs, lambda job, stopping: {"files": []}, Finished(tmp_path), "x", 2)
+    again = run_jobs(
+        jobs, lambda job, stopping: {"files": [], "output": str(job.output)}, Finished(tmp_path), "x", 2
+    )
     assert all(outcome.report is not None for outcome in again)
 
 
@@ -536,3 +535,94 @@ def test_calibrated_presence_decides_what_is_written(
         if expected is not None:
             np.testing.assert_array_equal(estimate, expected)
     assert read_audio(voices / "out/estimate.wav")[1] == 16000
+
+
+# ---------------------------------------------------------------- nothing is overwritten
+
+
+def test_results_never_overwrite_inputs_or_each_other(
+    run: Runner, checkpoint: Path, voices: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(voices)
+    write_audio(voices / "y-residual.wav", tone_voice(0, 2.0, 3), 16000)
+    write_audio(voices / "in/a.wav", tone_voice(0, 1.0, 0), 16000)
+    write_audio(voices / "in/a-residual.wav", tone_voice(0, 1.0, 0), 16000)
+    lists = {
+        "residual": "mixed.wav,y-residual.wav,../y.wav",
+        "twice": "mixed.wav,reference.wav,x.wav\nmixed.wav,reference.wav,x.wav",
+        "input": "mixed.wav,reference.wav,../mixed.wav",
+    }
+    for name, rows in lists.items():
+        (voices / f"{name}.csv").write_text(f"mixture,reference,output\n{rows}\n")
+    before = {path: path.read_bytes() for path in voices.rglob("*") if path.is_file()}
+    given = ["--checkpoint_path", checkpoint, "-r", "reference.wav"]
+    cases: list[tuple[list[object], str]] = [
+        (["--batch", "residual.csv", "-o", "out", "--keep", "residual"], "y-residual.wav: is an input"),
+        (["--batch", "twice.csv", "-o", "out"], "x.wav: would be the result of mixed.wav and of mixed.wav"),
+        (["--batch", "input.csv", "-o", "out"], "mixed.wav: is an input"),
+        (["-m", "in", "-o", "out", "--keep", "residual"], "a-residual.wav: would be the result of"),
+        (["-m", "in", "-o", "in"], "is an input and would be overwritten"),
+        (["-m", "mixed.wav", "-o", "out", "--report", "mixed.wav"], "mixed.wav: is an input"),
+        (["-m", "mixed.wav", "-o", "out.flac"], "the result is a WAV file"),
+        (["-m", "mixed.wav", "-o", "-", "--keep", "residual"], "only the estimate goes there"),
+        (["-m", "mixed.wav", "-o", "out", "--presence", "--mask", "inv_sub"], "listens to the voice itself"),
+        (["-m", "in", "-o", "mixed.wav"], "mixed.wav: cannot write there"),
+        (["--stream", "--strength", "0.5"], "without --strength"),
+        (["--stream", "--report"], "without --report"),
+    ]
+    for arguments, words in cases:
+        code, _, err = run(inference.main, *given, *arguments)
+        assert code == 2 and words in err and len(err.strip().splitlines()) == 1, (arguments, err)
+    assert before == {path: path.read_bytes() for path in voices.rglob("*") if path.is_file()}
+    code, _, err = run(inference.main, *given[:2], "-m", "in", "-r", "gone.wav", "-o", "out")
+    assert code == 2 and len(err.strip().splitlines()) == 1
+
+
+def test_what_another_run_has_overwritten_is_done_again(run: Runner, checkpoint: Path, voices: Path) -> None:
+    write_audio(voices / "in/a.wav", tone_voice(0, 1.0, 0), 16000)
+    given = ["--checkpoint_path", checkpoint, "-m", voices / "in", "-r", voices / "reference.wav"]
+    given += ["-o", voices / "out"]
+    found = []
+    for more in ([], ["--strength", 0.2], []):
+        code, out, _ = run(inference.main, *given, *more)
+        assert code == 0 and "before" not in out
+        found.append(read(voices / "out/a.wav"))
+    np.testing.assert_array_equal(found[0], found[2])
+    assert np.abs(found[0] - found[1]).max() > 1e-4
+    (voices / "out/a.wav").write_bytes(b"x")
+    assert "before" not in run(inference.main, *given)[1]
+    code, out, _ = run(
+        inference.main, *given[:-1], voices, "--report", "-"
+    )  # the folder's parent is no result
+    assert code == 0 and json.loads(out[out.index("{") :])["recordings"][0]["seconds"] == 1.0
+
+
+def test_an_unfinished_container_is_refused(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "x.mkv"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=16000, layout="mono")
+        samples = (tone_voice(0, 20.0, 0)[None] * 32767).astype(np.int16)
+        for block in np.array_split(samples, 100, axis=1):
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block), format="s16", layout="mono")
+            frame.sample_rate = 16000
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert sum(block.shape[1] for block in AudioReader(tmp_path / "x.mkv").blocks()) == 320000
+    whole = (tmp_path / "x.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="cut"):
+        list(AudioReader(tmp_path / "cut.mkv").blocks())
+
+
+def test_arrays_of_other_kinds(tmp_path: Path) -> None:
+    separator, reference = separator_of(), tone_voice(1, 2.0, 0)
+    mixture = tone_voice(0, 1.0, 0)
+    expected = separator.separate(mixture, reference, rate=16000)
+    backwards = separator.separate(mixture[::-1][::-1], reference, rate=16000)
+    np.testing.assert_array_equal(backwards, expected)
+    assert separator.separate(torch.from_numpy(mixture).bfloat16(), reference, rate=16000).isfinite().all()
+    with pytest.raises(ValueError, match="channels come first"):
+        separator.separate(np.stack([mixture, mixture], axis=1), reference, rate=16000)
+    for rates in ({"rate": 0}, {"rate": 16000, "reference_rate": 0}):
+        with pytest.raises(ValueError, match="0 Hz: expected a rate above 0"):
+            separator.separate(mixture, reference, **rates)

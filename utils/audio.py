@@ -172,8 +172,16 @@ def av_header(path: Path | str) -> tuple[int, int]:
             stream = container.streams.audio[0]
             seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0
             return int(stream.rate), round(seconds * stream.rate)
-    except (av.error.FFmpegError, ValueError) as error:
+    except (av.error.FFmpegError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: not a readable audio file ({error})") from error
+
+
+def av_frames(path: Path | str, rate: int) -> int:
+    """Samples a channel at `rate` Hz by the duration of the whole container (0: it says nothing)."""
+    import av
+
+    with av.open(str(path)) as container:
+        return round((container.duration or 0) / av.time_base * rate)
 
 
 def av_blocks(path: Path | str) -> Iterator[np.ndarray]:
@@ -185,7 +193,7 @@ def av_blocks(path: Path | str) -> Iterator[np.ndarray]:
             resampler = av.AudioResampler(format="fltp", rate=container.streams.audio[0].rate)
             for frame in container.decode(audio=0):
                 yield from (part.to_ndarray() for part in resampler.resample(frame))
-    except (av.error.FFmpegError, ValueError) as error:
+    except (av.error.FFmpegError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: not a readable audio file ({error})") from error
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from utils.audio import av_blocks, av_header, require_file
+from utils.audio import av_blocks, av_frames, av_header, require_file
 from utils.audio_check import promised_frames
 from utils.errors import UserError
 from utils.files import atomic_file
@@ -22,6 +22,10 @@ LARGEST_WAV = 2**32 - 2**16
 """Bytes of samples that a WAV file can hold; beyond it is written as RF64."""
 SMALLEST_SHARE = 0.999
 """Of the samples that a header promises, fewer of which make a file cut off."""
+
+
+SMALLEST_SHARE_OF_CONTAINERS = 0.95
+"""The same of containers, which count the padding of their codec, or round."""
 
 
 class AudioReader:
@@ -42,6 +46,7 @@ class AudioReader:
         except soundfile.LibsndfileError:
             self._by_sndfile = False
             self.rate, self.frames = av_header(path)
+            self.frames = self.frames or av_frames(path, self.rate)
             first = next(av_blocks(path), None)
             if first is None:
                 raise UserError(f"{path}: holds no samples") from None
@@ -60,7 +65,8 @@ class AudioReader:
             yield block
         if not count:
             raise UserError(f"{self.path}: holds no samples")
-        if self._by_sndfile and count < SMALLEST_SHARE * self.frames:
+        least = SMALLEST_SHARE if self._by_sndfile else SMALLEST_SHARE_OF_CONTAINERS
+        if count < least * self.frames:
             raise UserError(
                 f"{self.path}: is cut off after {count / self.rate:.1f} of {self.frames / self.rate:.1f} s"
             )
@@ -93,8 +99,8 @@ class AudioWriter:
 @contextmanager
 def audio_writer(path: Path | str, rate: int, channels: int, frames: int) -> Iterator[AudioWriter]:
     """Opens a WAV file, which has its name when the block ends without an exception; `frames`: how many
-    samples a channel are expected. Raises UserError when the folder cannot be written."""
-    form = "RF64" if 4 * channels * frames > LARGEST_WAV else "WAV"
+    samples a channel are expected (0: not known). Raises UserError when the folder cannot be written."""
+    form = "WAV" if 0 < 4 * channels * frames <= LARGEST_WAV else "RF64"
     with atomic_file(path) as temporary, temporary.open("wb+") as raw:
         watched = _Watched(raw)
         file = soundfile.SoundFile(watched, "w", rate, channels, "FLOAT", format=form)
