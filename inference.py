@@ -271,12 +271,16 @@ def separate_many(options: argparse.Namespace, voices: Voices, wishes: Wishes, s
     cores = os.cpu_count() or 1
     at_once = options.processes or (min(cores, 4) if voices.separator.device.type == "cpu" else 2)
     at_once = min(at_once, len(jobs))
+    threads = torch.get_num_threads()
     torch.set_num_threads(max(1, cores // at_once))
     settings = [sha256_of(voices.path), str(wishes), str(voices.separator.masking), options.plot]
     settings += [options.backend, options.activation, voices.separator.device.type]
     how = str([*settings, options.precision, options.embedder_path, options.config, options.overrides])
     finished = Finished(out)
-    outcomes = run_jobs(jobs, lambda job, stop: work(job, stop).content(), finished, how, at_once)
+    try:
+        outcomes = run_jobs(jobs, lambda job, stop: work(job, stop).content(), finished, how, at_once)
+    finally:
+        torch.set_num_threads(threads)
     _tell(outcomes, voices.path, out)
     _write_report(options, voices, [_content(outcome) for outcome in outcomes], out, sink)
     return 3 if any(outcome.problem for outcome in outcomes) else 0
