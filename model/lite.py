@@ -8,6 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from model.mask_network import MaskNetwork, channels_last
+from model.recurrent import lstm_in_steps, runs_on_cpu
+
+FEW_FRAMES = 4
+"""Up to so many at once PyTorch's LSTM spends its time on the layout of its weights."""
 
 
 class LiteState(NamedTuple):
@@ -119,6 +123,9 @@ class Lite(MaskNetwork):
         x = x.transpose(1, 2).flatten(2)  # [B, T, 4*F/2]
         if embedding is not None:
             x = torch.cat([x, embedding[:, None].to(x.dtype).expand(-1, x.shape[1], -1)], dim=2)
-        carried = None if state is None else (state.hidden.to(x.dtype), state.cell.to(x.dtype))
-        x, left = self.lstm(x, carried)  # [B, T, H]
+        if x.shape[1] <= FEW_FRAMES and runs_on_cpu(x):
+            x, left = lstm_in_steps(self.lstm, x, None if state is None else (state.hidden, state.cell))
+        else:
+            carried = None if state is None else (state.hidden.to(x.dtype), state.cell.to(x.dtype))
+            x, left = self.lstm(x, carried)  # [B, T, H]
         return self.to_mask(self.out(x)[:, None]), self.noise_type(x)[..., 0].float(), left

@@ -8,6 +8,39 @@ import torch
 from torch import Tensor, nn
 
 
+def runs_on_cpu(x: Tensor) -> bool:
+    """Whether it is only run there, without gradients, and nothing is traced."""
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not tracing
+
+
+def lstm_in_steps(
+    lstm: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """What a unidirectional `lstm`, batch first, makes of a few frames x [B, T, I] after the hidden and cell
+    `state` [layers, B, H] (None: the first): [B, T, H] and the state after them, in float32.
+
+    A frame at a time oneDNN would reorder all weights for every call, which takes longer than the products.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        zeros = x.new_zeros(lstm.num_layers, len(x), lstm.hidden_size, dtype=torch.float32)
+        hidden, cell = ([*part.float()] for part in (state or (zeros, zeros)))
+        outputs = []
+        for frame in x.float().unbind(1):
+            for layer in range(lstm.num_layers):
+                weights = [
+                    getattr(lstm, f"{name}_l{layer}")
+                    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+                ]
+                gates = nn.functional.linear(frame, weights[0], weights[2])
+                gates = gates + nn.functional.linear(hidden[layer], weights[1], weights[3])
+                i, f, g, o = gates.chunk(4, dim=1)
+                cell[layer] = torch.sigmoid(f) * cell[layer] + torch.sigmoid(i) * torch.tanh(g)
+                frame = hidden[layer] = torch.sigmoid(o) * torch.tanh(cell[layer])
+            outputs.append(frame)
+        return torch.stack(outputs, dim=1), (torch.stack(hidden), torch.stack(cell))
+
+
 def learns_on_cpu(x: Tensor) -> bool:
     """Whether gradients are wanted and nothing is traced: a compiler would unroll the steps."""
     tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()

@@ -15,7 +15,7 @@ from model.film_blstm import FilmBlstm
 from model.lite import Lite
 from model.mask_network import MaskNetwork
 from model.masks import MASK_FLOOR, Masking
-from model.recurrent import lstm_with_constant
+from model.recurrent import lstm_in_steps, lstm_with_constant
 from model.separator import Separator, build_network
 from model.spectral import Spectral, from_db, to_db
 from model.streaming import StreamingSeparator
@@ -625,3 +625,15 @@ def test_what_cannot_be_streamed_is_refused() -> None:
     for block in (torch.zeros(3, 5), torch.zeros(5)):
         with pytest.raises(ValueError, match=r"expected \[2, samples\]"):
             stream(block)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_an_lstm_in_steps_is_the_lstm(layers: int) -> None:
+    torch.manual_seed(0)
+    lstm, x = nn.LSTM(7, 5, layers, batch_first=True), torch.randn(2, 9, 7)
+    with torch.inference_mode():
+        whole, left = lstm(x)
+        first, state = lstm_in_steps(lstm, x[:, :4], None)
+        second, state = lstm_in_steps(lstm, x[:, 4:], state)
+    torch.testing.assert_close(torch.cat([first, second], dim=1), whole, atol=1e-6, rtol=0)
+    torch.testing.assert_close(state, left, atol=1e-6, rtol=0)
