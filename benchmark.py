@@ -54,7 +54,7 @@ from utils.files import write_json
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__ or "", config_help=None)
-    parser.add_argument("what", choices=["generator", "embedder", "masks", "trainer", "inference"])
+    parser.add_argument("what", choices=list(MEASUREMENTS))
     add_config(parser)
     parser.add_argument("-d", "--corpus", action="append", metavar="DIR", help="corpus folder")
     parser.add_argument("-n", "--mixtures", default="1000,5000,20000", help="sizes of the store to compare")
@@ -68,49 +68,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scratch", help="folder for the stores, which are removed (default: the system's)")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parse_arguments(parser, arguments)
-    out = options.out or f"results/benchmark-{options.what}.json"
-    if options.what == "embedder":
-        timed = time_embedders(options)
-        print(embedder_markdown(timed))
-        write_json(out, timed)
+    if options.measure:  # a process of its own, started by `measure`
+        print(json.dumps(measure_command(corpus_config(options), Path(options.measure))))
         return 0
-    if options.what == "masks":
-        scored = score_masks(options)
-        print(masks_markdown(scored))
-        write_json(out, scored)
-        return 0
-    if options.what == "trainer":
-        step = time_trainer(options)
-        print(trainer_markdown(step))
-        write_json(out, step)
-        return 0
-    if options.what == "inference":
-        lengths = numbers("-s", options.seconds or "3,30,300,3600")
-        config, named = load_config(options.config, options.overrides), options.embedder or [None]
-        timing = {
-            "machine": machine(),
-            **measure_inference(config, lengths, choose_device(options.device), named[0]),
-        }
-        print(inference_markdown(timing))
-        write_json(out, timing)
-        return 0
+    measured, text = MEASUREMENTS[options.what]
+    figures = measured(options)
+    print(text(figures))
+    write_json(options.out or f"results/benchmark-{options.what}.json", figures)
+    return 0
+
+
+def corpus_config(options: argparse.Namespace) -> Config:
+    """The configuration with the corpora of -d. Raises UserError without any."""
     overrides = [*options.overrides]
     if options.corpus:
         overrides.append(f"data.corpus={json.dumps(options.corpus)}")
     config = load_config(options.config, overrides)
     if not config.data.corpus:
         raise UserError("no corpus: name a folder of speech with -d or data.corpus")
-    if options.measure:
-        print(json.dumps(measure_command(config, Path(options.measure))))
-        return 0
+    return config
+
+
+def time_generator(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of every stage, and time and memory as the number of mixtures grows."""
+    config = corpus_config(options)
+    overrides = [*options.overrides, f"data.corpus={json.dumps(config.data.corpus)}"]
     sizes = [round(number) for number in numbers("-n", options.mixtures)]
     figures: dict[str, Any] = {"machine": machine(), "stages": stages(config), "growth": []}
     for size in sizes:
         with tempfile.TemporaryDirectory(prefix="benchmark-", dir=options.scratch) as scratch:
             figures["growth"].append(measure(options, overrides, size, scratch))
-    print(markdown(figures))
-    write_json(out, figures)
-    return 0
+    return figures
+
+
+def time_inference(options: argparse.Namespace) -> dict[str, Any]:
+    """Figures of inference.py on recordings of several lengths, see `measure_inference`."""
+    lengths = numbers("-s", options.seconds or "3,30,300,3600")
+    config, (embedder, *_) = load_config(options.config, options.overrides), options.embedder or [None]
+    device = choose_device(options.device)
+    return {"machine": machine(), **measure_inference(config, lengths, device, embedder)}
 
 
 def numbers(option: str, text: str) -> list[float]:
@@ -340,6 +336,15 @@ def masks_markdown(figures: dict[str, Any]) -> str:
     ]
     lines += [f"| {row['mask']} | {row['sdr']:.2f} | {row['si_sdr']:.2f} |" for row in figures["rows"]]
     return "\n".join(lines)
+
+
+MEASUREMENTS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[[Any], str]]] = {
+    "generator": (time_generator, markdown),
+    "embedder": (time_embedders, embedder_markdown),
+    "masks": (score_masks, masks_markdown),
+    "trainer": (time_trainer, trainer_markdown),
+    "inference": (time_inference, inference_markdown),
+}
 
 
 if __name__ == "__main__":

@@ -271,6 +271,10 @@ def parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | 
     return parser.parse_intermixed_args(arguments)
 
 
+IS_RANK = "TORCHELASTIC_RUN_ID"
+"""The environment has it in processes that torchrun has started."""
+
+
 def run_script(main: Callable[[], int | None]) -> None:
     """Runs `main` and exits: 0, or its return value; 2 with one sentence for a mistake of the user's.
 
@@ -285,21 +289,31 @@ def run_script(main: Callable[[], int | None]) -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENAMETOOLONG):
-            sys.exit(_report(f"{where}cannot be used ({error.strerror})"))
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            code = _report(f"{where}cannot be used ({error.strerror})")
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            kept = "what was finished is kept, make room and run again"
+            code = _report(f"{where}the disk is full ({error.strerror}); {kept}")
+        else:
             raise
-        code = _report(
-            f"{where}the disk is full ({error.strerror}); what was finished is kept, make room and run again"
-        )
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
+    except SystemExit as stop:
+        if not isinstance(stop.code, int):
+            raise
+        code = stop.code
+    if IS_RANK in os.environ:
+        # threads of torch.distributed may still be freeing Python objects, and abort a process that closes
+        # its interpreter meanwhile (seen in one of twenty)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 
 def _report(sentence: str) -> int:
     """Says it, unless another process that torchrun has started has just said the same."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if IS_RANK in os.environ:
         from utils.distributed import first_to_say  # torch is slow to import
 
         if not first_to_say(sentence):

@@ -571,6 +571,13 @@ def test_what_does_not_go_together_is_said(run: Runner, arguments: Arguments, tm
 # ---------------------------------------------------------------- changed on purpose, or lost
 
 
+def edit_training(base: Path, **values: float) -> None:
+    path = base / "chkpt/m/last.pt"
+    content = load_checkpoint(path)
+    content["training"] |= values
+    save_checkpoint(path, content)
+
+
 def test_allowed_changes_are_applied(run: Runner, arguments: Arguments, tmp_path: Path) -> None:
     first = ["train.optimizer=sgd", "train.momentum=0.9", "train.steps=2"]
     assert trainer.main(arguments(tmp_path, *first)) == 0
@@ -586,10 +593,7 @@ def test_allowed_changes_are_applied(run: Runner, arguments: Arguments, tmp_path
 
 def test_scores_that_cannot_be_compared_begin_anew(run: Runner, arguments: Arguments, tmp_path: Path) -> None:
     assert trainer.main(arguments(tmp_path, "train.steps=3")) == 0
-    path = tmp_path / "chkpt/m/last.pt"
-    content = load_checkpoint(path)
-    content["training"]["best"] = 1000.0
-    save_checkpoint(path, content)
+    edit_training(tmp_path, best=1000.0)
     more = ["train.steps=6", "train.validation_examples=2", "--allow_changes"]
     code, out, _ = run(trainer.main, *arguments(tmp_path, *more))
     assert code == 0 and "the best checkpoint and patience begin anew" in out
@@ -598,10 +602,7 @@ def test_scores_that_cannot_be_compared_begin_anew(run: Runner, arguments: Argum
 
 def test_another_number_of_processes_is_a_change(run: Runner, arguments: Arguments, tmp_path: Path) -> None:
     assert trainer.main(arguments(tmp_path, "train.steps=2")) == 0
-    path = tmp_path / "chkpt/m/last.pt"
-    content = load_checkpoint(path)
-    content["training"]["ranks"] = 4
-    save_checkpoint(path, content)
+    edit_training(tmp_path, ranks=4)
     code, _, err = run(trainer.main, *arguments(tmp_path, "train.steps=2"))
     assert code == 2 and "processes: 4 -> 1" in err
 

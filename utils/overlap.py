@@ -69,11 +69,3 @@ class _Join:
         stop = piece.shape[-1] - self.rest
         self.fading = piece[:, stop - self.fade : stop]
         return piece[:, : stop - self.fade]
-
-
-def overlap_add(
-    process: Callable[[Tensor], Tensor], signal: Tensor, chunk: int, overlap: int, fade: int | None = None
-) -> Tensor:
-    """The same for a signal [C, N] that is there, with `process` [C, n] -> [C, n]: [C, N]."""
-    pieces = overlap_stream(lambda x: process(x[0])[None], [signal], chunk, overlap, fade)
-    return torch.cat(list(pieces), dim=-1)
