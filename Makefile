@@ -16,7 +16,7 @@ demo: $(VENV)/.runtime ## train, score and separate on real speech (CORPUS=/path
 	@$(RUN) -m scripts.demo $(if $(CORPUS),--corpus "$(CORPUS)")
 
 test: lint types ## lint, types and all tests
-	@$(RUN) -m pytest
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.development ## ruff
 	@$(RUN) -m ruff check .
