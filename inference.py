@@ -40,10 +40,10 @@ from model.recording import Absent, Report, Wishes, residual_path, separate_reco
 from model.reference import read_reference
 from model.separator import Separator
 from utils.audio import AUDIO_SUFFIXES, audio_info, read_mono
-from utils.audio_stream import standard_input
+from utils.audio_stream import standard_bytes, standard_input
 from utils.device import choose_device, large_pages
 from utils.errors import UserError
-from utils.files import sha256_of, write_json
+from utils.files import require_writable, sha256_of, write_json
 from utils.metrics import si_sdr
 
 STANDARD = "-"
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         voices = Voices(separator, path)
         if options.stream:
             embedding = voices(tuple(map(Path, options.reference_file)))
-            source = None if options.microphone else sys.stdin.buffer
+            source = None if options.microphone else standard_bytes()
             stream_pcm(separator, embedding, source, sink.buffer)
             return 0
         wishes = _wishes(options, separator, path)
@@ -231,9 +231,9 @@ def separate_one(
     options: argparse.Namespace, voices: Voices, wishes: Wishes, stack: ExitStack, sink: Any
 ) -> int:
     """One recording, from a file or standard input, to a file, a folder or standard output."""
-    mixture = Path(options.mixed_file)
+    mixture, shown = Path(options.mixed_file), options.mixed_file
     if options.mixed_file == STANDARD:
-        mixture = stack.enter_context(standard_input())
+        shown, mixture = "standard input", stack.enter_context(standard_input())
     to_pipe = options.out_dir == STANDARD
     out = Path(stack.enter_context(TemporaryDirectory()) if to_pipe else options.out_dir)
     output = out if out.suffix.lower() == ".wav" and not out.is_dir() else out / "estimate.wav"
@@ -241,9 +241,14 @@ def separate_one(
     references = tuple(map(Path, options.reference_file))
     work, job = Work(voices, wishes, options.plot, target), Job(mixture, references, output)
     check_results([job], work.results, [target] if target else [], _report_place(options, output.parent))
+    for place in [output, *_report_place(options, output.parent)]:
+        require_writable(place)
     if target is not None:
         _check_target(target, mixture)
-    report = work(job, name=options.mixed_file)
+    try:
+        report = work(job, name=options.mixed_file)
+    except UserError as error:
+        raise UserError(str(error).replace(str(mixture), shown)) from error
     print(describe(voices.path, report))
     if target is not None:
         print(_score(mixture, output, target))
@@ -268,6 +273,8 @@ def separate_many(options: argparse.Namespace, voices: Voices, wishes: Wishes, s
     work = Work(voices, wishes, options.plot)
     written = [out / FINISHED, *_report_place(options, out)]
     check_results(jobs, work.results, [Path(options.batch)] if options.batch else [], written)
+    for place in written:
+        require_writable(place)
     cores = os.cpu_count() or 1
     at_once = options.processes or (min(cores, 4) if voices.separator.device.type == "cpu" else 2)
     at_once = min(at_once, len(jobs))

@@ -57,6 +57,30 @@ class FilmBlstmNetwork(MaskNetworkOptions):
     stack: int = Field(1, ge=1)
 
 
+class BandSplitNetwork(MaskNetworkOptions):
+    """Recurrent layers over time and over bands of frequencies, whose weights all bands share (band-split
+    RNN, arXiv 2209.15174), the embedding entering every block by FiLM.
+
+    Bands are `band_bins` wide below `fine_share` of all bins, and twice as wide with every octave above.
+    The mixture's level is that of the `level_frames` (odd) around each frame.
+    """
+
+    kind: Literal["band_split"] = "band_split"
+    input: Literal["linear", "power", "log", "db"] = "power"
+    dim: int = Field(64, ge=1)
+    lstm_dim: int = Field(64, ge=1)
+    blocks: int = Field(4, ge=1)
+    band_bins: int = Field(5, ge=1)
+    fine_share: float = Field(0.125, gt=0, le=1)
+    level_frames: int = Field(97, ge=1)
+
+    @model_validator(mode="after")
+    def _has_a_middle(self) -> BandSplitNetwork:
+        if self.level_frames % 2 == 0:
+            raise ValueError(f"level_frames {self.level_frames}: expected an odd number")
+        return self
+
+
 class UNetNetwork(MaskNetworkOptions):
     """A U-Net over time and frequency with FiLM at the bottleneck.
 
@@ -98,7 +122,7 @@ class OnnxNetwork(MaskNetworkOptions):
 
 
 Network = Annotated[
-    VoiceFilterNetwork | FilmBlstmNetwork | UNetNetwork | LiteNetwork | OnnxNetwork,
+    VoiceFilterNetwork | FilmBlstmNetwork | BandSplitNetwork | UNetNetwork | LiteNetwork | OnnxNetwork,
     Field(discriminator="kind"),
 ]
 

@@ -27,7 +27,7 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
         help="a file, or the name of a run (default: newest chkpt/*/best.pt)",
     )
     add("-e", "--embedder_path", help="an embedder instead of the checkpoint's own; a foreign one needs it")
-    add("--backend", choices=["torch", "onnx"], default="torch", help="what runs the networks")
+    add("--backend", choices=["torch", "onnx"], help="what runs the networks (default: torch)")
     add("--activation", choices=["relu", "mish"], help="of a fork's checkpoint that does not say its own")
 
 
@@ -50,8 +50,10 @@ def load_separator(path: Path, options: argparse.Namespace) -> Separator:
     """The separator of a checkpoint, of this project or another, with the embedder of -e if there is one, run
     by what --backend says; graphs that export.py has written are always run by onnxruntime."""
     if path.suffix.lower() == ".onnx" and is_exported(graph := OnnxGraph.load(path)):
-        for name in ("config", "embedder_path", "activation"):
-            if value := getattr(options, name):
+        precision = getattr(options, "precision", None)
+        others = [options.config, options.embedder_path, options.activation, precision]
+        for value in [*others, *(["--backend torch"] if options.backend == "torch" else [])]:
+            if value:
                 raise UserError(f"{path}: brings all that it needs; {value} cannot be used with it")
         return exported_separator(path, graph)
     separator = _read_separator(path, options)

@@ -59,13 +59,16 @@ class MaskNetwork(nn.Module, ABC):
         """Lets torch.compile make faster code for it; the names of its weights stay."""
         self.compile()
 
-    def see(self, mixture: Tensor) -> Tensor:
-        """The mixture on the network's scale [B, P, T, F]. Raises ValueError for another number of bins or
-        planes, and where there is no frame."""
+    def require_shape(self, mixture: Tensor) -> None:
+        """Raises ValueError for another number of bins or planes, and where there is no frame."""
         expected = (self.bins, 2) if self.planes == 2 else (self.bins,)
         if tuple(mixture.shape[2:]) != expected or mixture.shape[1] == 0:
             names = ", ".join(map(str, expected))
             raise ValueError(f"mixture {tuple(mixture.shape)}: expected [B, T, {names}], T at least 1")
+
+    def see(self, mixture: Tensor) -> Tensor:
+        """The mixture on the network's scale [B, P, T, F]. Raises ValueError for another shape."""
+        self.require_shape(mixture)
         if self.planes == 1:
             return compressed(mixture, self.input, self.exponent)[:, None]
         x = mixture.permute(0, 3, 1, 2)  # [B, 2, T, F]

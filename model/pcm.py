@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 import numpy as np
@@ -22,7 +22,8 @@ def stream_pcm(
     separator: Separator, embedding: Tensor | None, source: BinaryIO | None, sink: BinaryIO
 ) -> int:
     """Separates mono PCM (16 bits, little-endian, at the separator's rate) from `source`, or from the
-    microphone (None), into `sink`, a hop at a time, until the source ends; returns the samples that came.
+    microphone (None), into `sink`, a hop at a time, until the source ends or Ctrl-C; returns the samples that
+    came.
 
     A reader of `sink` that goes away ends it, too. Raises UserError for a network that is not causal.
     """
@@ -38,15 +39,13 @@ def stream_pcm(
         file=sys.stderr,
     )
     received = 0
-    with _samples(source, hop, rate) as read:
-        try:
+    with suppress(BrokenPipeError), _samples(source, hop, rate) as read:
+        with suppress(KeyboardInterrupt):  # how one stops a microphone
             while len(data := read()):
                 received += len(data)
                 block = torch.from_numpy(data.astype(np.float32) / FULL_SCALE)[None]
                 _write(sink, stream(block.to(separator.device)))
-            _write(sink, stream.flush())
-        except BrokenPipeError:
-            pass
+        _write(sink, stream.flush())
     return received
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.audio import active_seconds, frame_levels, frame_size, is_active, read_audio, resample
+from utils.audio import active_seconds, frame_levels, frame_size, is_active, resample
 from utils.audio_check import clipped_share
+from utils.audio_stream import AudioReader
 from utils.errors import UserError
 
 MIN_SPEECH_SECONDS = 0.4
@@ -21,9 +22,10 @@ def read_reference(path: Path | str, rate: int) -> np.ndarray:
 
     Silence before the first and behind the last sound is left out, except for EDGE_SECONDS: windows of
     silence would have a share in the mean. Clipping is warned of. Raises UserError for a file that cannot be
-    read, holds NaN, is silent, or holds less than MIN_SPEECH_SECONDS of speech.
+    read to its end, holds NaN, is silent, or holds less than MIN_SPEECH_SECONDS of speech.
     """
-    samples, own_rate = read_audio(path)
+    reader = AudioReader(path)
+    samples, own_rate = np.concatenate(list(reader.blocks()), axis=1), reader.rate
     share = clipped_share(samples)
     if share > CLIPPED_SHARE:
         print(

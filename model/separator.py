@@ -13,6 +13,7 @@ from typing_extensions import assert_never
 
 from config.load import check_config, differences
 from config.network_schema import (
+    BandSplitNetwork,
     FilmBlstmNetwork,
     LiteNetwork,
     Network,
@@ -21,6 +22,7 @@ from config.network_schema import (
     VoiceFilterNetwork,
 )
 from config.schema import Config
+from model.band_split import BandSplit
 from model.embedder import Embedder
 from model.film_blstm import FilmBlstm
 from model.foreign import embedder_from_content
@@ -65,6 +67,8 @@ def build_network(options: Network, bins: int, embedding_dim: int) -> MaskNetwor
             return VoiceFilter(bins, dim, **arguments)
         case FilmBlstmNetwork():
             return FilmBlstm(bins, dim, **arguments)
+        case BandSplitNetwork():
+            return BandSplit(bins, dim, **arguments)
         case UNetNetwork():
             return UNet(bins, dim, **arguments)
         case LiteNetwork():

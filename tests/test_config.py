@@ -24,7 +24,10 @@ def test_every_shipped_configuration_loads_and_builds(path: Path) -> None:
         ("train.batch_size=2.5", ["train.batch_size", "integer", "2.5"]),
         ("train.batch_size=0", ["train.batch_size", "greater than or equal to 1", "got 0"]),
         ("train.batch_size=four", ["train.batch_size", "'four'"]),
-        ("network={kind: unett}", ["network.kind", "film_blstm, lite, onnx, unet, voicefilter", "'unett'"]),
+        (
+            "network={kind: unett}",
+            ["network.kind", "band_split, film_blstm, lite, onnx, unet, voicefilter", "'unett'"],
+        ),
         ("network={kind: film_blstm, lstm_dmi: 3}", ["network.lstm_dmi", "did you mean 'network.lstm_dim'"]),
         ("network.lstm=both", ["network.lstm", "'both'"]),
         ("audio.hop_length=9000", ["hop_length 9000", "win_length 400"]),

@@ -23,11 +23,12 @@ CONFIGS = sorted(CONFIG_FOLDER.glob("*.yaml"))
 SHIPPED = {
     "voicefilter", "voicefilter-lstm", "voicefilter-nolstm", "mindslab", "voicesplit", "srl-reference",
     "srl-clean", "triplet-srl-reference", "triplet-srl-clean", "reverse", "denoise", "lite", "unet-singing",
-    "compact",
+    "compact", "band-split",
 }  # fmt: skip
 SMALL = {
     "voicefilter": ["network.channels=4", "network.lstm_dim=32", "network.fc1_dim=64"],
     "film_blstm": ["network.lstm_dim=64"],
+    "band_split": ["network.dim=32", "network.lstm_dim=32", "network.blocks=2"],
     "lite": ["network.lstm_dim=64", "network.lstm_layers=1"],
     "unet": ["network.channels=[8, 16, 32]"],
 }
@@ -97,6 +98,7 @@ def test_twenty_steps_on_real_speech_lower_the_loss(
         "data.test={examples: 1, speakers: 0.1, speaker_ids: null}", "train.batch_size=2", "train.steps=20",
         "train.validate_every=20", "train.log_every=1", "train.warmup_steps=1", "train.schedule=constant",
         "train.decay=null", "train.epochs=null", "data.speeds=[1.0]", "data.paired=false",
+        "data.mode=stored", "data.kinds={mixture: 1, target_alone: 0, target_absent: 0}", "train.ema=null",
     ]  # fmt: skip
     small += [f"data.{kind}=[{SHARED / 'noise'}]" for kind in ("noise", "music") if config.data.needs(kind)]
     corpus, store = shared_librispeech / "train-clean-100", tmp_path / "s"

@@ -223,6 +223,8 @@ def test_what_cannot_be_finished_leaves_nothing(tmp_path: Path, voices: Path) ->
     signal[40000] = np.nan
     write_audio(voices / "nan.wav", signal, 16000)
     soundfile.write(voices / "empty.wav", np.zeros(0), 16000)
+    signal[40000] = 1e30
+    write_audio(voices / "huge.wav", signal, 16000)
     stopping = Event()
     stopping.set()
     cases = (
@@ -230,6 +232,7 @@ def test_what_cannot_be_finished_leaves_nothing(tmp_path: Path, voices: Path) ->
         ("cut.flac", "cut.flac", None),
         ("nan.wav", "holds NaN or infinite samples, the first after 2.0 s", None),
         ("empty.wav", "holds no samples", None),
+        ("huge.wav", r"holds a sample of 1e\+30; floats in", None),
         ("mixed.wav", "stopped", stopping),
     )
     for name, words, event in cases:
@@ -403,6 +406,10 @@ def test_wav_in_and_wav_out(checkpoint: Path, voices: Path, run: Runner) -> None
     np.testing.assert_allclose(estimate, read(voices / "out/estimate.wav")[0], atol=1e-6)
     broken = command(*given, "-m", "-", "-o", "-", data=b"no wav")
     assert broken.returncode == 2 and not broken.stdout and b"Traceback" not in broken.stderr
+    assert b"standard input: " in broken.stderr
+    good = (voices / "mixed.wav").read_bytes()
+    cut = command(*given[:3], voices / "mixed.wav", "-m", "-", "-o", "-", data=good[: len(good) // 2])
+    assert cut.returncode == 2 and b"ERROR: standard input: is cut off after" in cut.stderr
 
 
 def test_a_stream_gives_what_the_file_gives(lite: Path, voices: Path, run: Runner) -> None:
@@ -433,6 +440,16 @@ def test_a_stream_comes_out_while_it_goes_in() -> None:
     assert stream_pcm(separator, torch.randn(1, 256), Source(), sink) == 16000  # type: ignore[arg-type]
     assert len(sink.getvalue()) == 32000
 
+    class Stopped(Source):
+        def read(self, size: int = -1) -> bytes:
+            if self.given >= 8000:
+                raise KeyboardInterrupt
+            return super().read(size)
+
+    sink = io.BytesIO()  # nothing that was said before Ctrl-C is lost
+    assert stream_pcm(separator, torch.randn(1, 256), Stopped(), sink) == 8000  # type: ignore[arg-type]
+    assert len(sink.getvalue()) == 16000
+
 
 def test_options_that_do_not_go_together_are_refused(
     run: Runner, checkpoint: Path, lite: Path, voices: Path
@@ -450,6 +467,8 @@ def test_options_that_do_not_go_together_are_refused(
         ([*given, *mixture, "-o", voices / "out", "-p", 0], "-p 0: expected at least 1"),
         ([*given, "-m", voices, "-o", "-"], "-o -: is for a single recording"),
         ([*given, *mixture, "-o", voices / "out", "--device", "mps"], "no Apple GPU"),
+        ([*given, *mixture, "-o", voices / "mixed.wav/out"], "cannot write there"),
+        ([*given, *mixture, "-o", voices / "o", "--report", voices], "is a folder; name a file"),
     ]
     for arguments, words in cases:
         code, _, err = run(inference.main, *arguments)

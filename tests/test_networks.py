@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from config.load import check_config, load_config
+from model.band_split import BandSplit, band_widths
 from model.dvector import DVector
 from model.film_blstm import FilmBlstm
 from model.lite import Lite
@@ -32,6 +33,7 @@ KINDS: dict[str, tuple[type[MaskNetwork], dict[str, Any]]] = {
     "voicefilter partial": (VoiceFilter, {**SMALL_FILTER, "partial_convolution": True}),
     "film_blstm": (FilmBlstm, {"front_dim": 8, "lstm_dim": 8}),
     "film_blstm stacked": (FilmBlstm, {"front_dim": 8, "lstm_dim": 8, "stack": 2}),
+    "band_split": (BandSplit, {"dim": 6, "lstm_dim": 5, "blocks": 2, "level_frames": 3}),
     "unet": (UNet, {"channels": (4, 5, 6)}),
     "unet every second bin": (UNet, {"channels": (4, 5, 6), "bin_step": 2}),
     "lite": (Lite, {"channels": 3, "lstm_dim": 8, "noise_type_dim": 5}),
@@ -293,17 +295,49 @@ def test_the_partial_branch_has_its_own_names() -> None:
     }
 
 
-# ---------------------------------------------------------------- film_blstm
+# ---------------------------------------------------------------- film_blstm, band_split
 
 
+@pytest.mark.parametrize("kind", ["film_blstm", "band_split"])
 @pytest.mark.parametrize("mask", ["sigmoid", "complex"])
 @pytest.mark.parametrize("scale", ["linear", "power"])
 @pytest.mark.parametrize("factor", [1e-4, 0.3, 1e4])
-def test_film_blstm_does_not_hear_the_level(mask: str, scale: str, factor: float) -> None:
-    network = stirred(network_of("film_blstm", mask, scale))
+def test_recurrent_networks_do_not_hear_the_level(kind: str, mask: str, scale: str, factor: float) -> None:
+    network = stirred(network_of(kind, mask, scale))
     mixture, embedding = mixture_of(network), torch.randn(3, DIM)
     expected = network(mixture, embedding)
     torch.testing.assert_close(network(factor * mixture, embedding), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("bins", "expected"),
+    [
+        (401, [5] * 10 + [10] * 5 + [20] * 5 + [40] * 4 + [41]),
+        (601, [5] * 15 + [10] * 8 + [20] * 8 + [40] * 6 + [46]),
+        (3, [3]),
+    ],
+)
+def test_bands_widen_with_every_octave(bins: int, expected: list[int]) -> None:
+    widths = band_widths(bins, 5, 0.125)
+    assert widths == expected and sum(widths) == bins
+
+
+def test_bands_share_what_runs_over_time() -> None:
+    # the same weights serve all bands: more of them cost only what splits, joins and modulates
+    few, many = (
+        sum(p.numel() for layer in network.blocks for p in layer.over_time.parameters())
+        for network in (BandSplit(BINS, DIM, band_bins=9), BandSplit(BINS, DIM, band_bins=2))
+    )
+    assert few == many
+
+
+def test_a_piece_has_the_level_that_it_has_within_the_whole() -> None:
+    network = BandSplit(BINS, DIM, level_frames=7)
+    mixture = torch.rand(1, 40, BINS) * torch.logspace(-3, 0, 40)[:, None]
+    whole, piece = network.levelled(mixture), network.levelled(mixture[:, 10:30])
+    torch.testing.assert_close(piece[:, 3:-3], whole[:, 13:27])
+    around = mixture[0, 17:24].square().mean().sqrt()
+    torch.testing.assert_close(whole[0, 20], mixture[0, 20] / around)
 
 
 # ---------------------------------------------------------------- U-Net

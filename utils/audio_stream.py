@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from utils.audio import av_blocks, av_frames, av_header, require_file
+from utils.audio import av_blocks, av_frames, av_header, peak_level, require_file
 from utils.audio_check import promised_frames
 from utils.errors import UserError
 from utils.files import atomic_file
@@ -24,6 +24,8 @@ SMALLEST_SHARE = 0.999
 """Of the samples that a header promises, fewer of which make a file cut off."""
 
 
+LARGEST_SAMPLE = 1e6
+"""Some write integers as floats; beyond it, squares leave the range of float32."""
 SMALLEST_SHARE_OF_CONTAINERS = 0.95
 """The same of containers, which count the padding of their codec, or round."""
 
@@ -54,13 +56,16 @@ class AudioReader:
 
     def blocks(self, seconds: float = 1.0) -> Iterator[np.ndarray]:
         """All samples, float32 [C, n], about `seconds` at a time. Raises UserError where the file breaks off
-        or ends before its header says, for NaN or infinity, and for a file without samples."""
+        or ends before its header says, for NaN, infinity and numbers that are no sound, and for a file
+        without samples."""
         count = 0
         parts = self._read(max(1, round(seconds * self.rate))) if self._by_sndfile else av_blocks(self.path)
         for block in parts:
             if not np.isfinite(block).all():
                 at = count / self.rate
                 raise UserError(f"{self.path}: holds NaN or infinite samples, the first after {at:.1f} s")
+            if (peak := peak_level(block)) > LARGEST_SAMPLE:
+                raise UserError(f"{self.path}: holds a sample of {peak:.3g}; floats in [-1, 1] are expected")
             count += block.shape[1]
             yield block
         if not count:
@@ -142,11 +147,19 @@ class _Watched:
             raise self.error
 
 
+def standard_bytes() -> BinaryIO:
+    """Standard input. Raises UserError where it is closed."""
+    if sys.stdin is None:
+        raise UserError("standard input is closed; it is where the sound should come from")
+    return sys.stdin.buffer
+
+
 @contextmanager
 def standard_input() -> Iterator[Path]:
     """What comes on standard input as a temporary file: WAV readers want to look around in it."""
     with tempfile.NamedTemporaryFile(prefix="stdin-", suffix=".wav") as file:
-        while block := sys.stdin.buffer.read(1 << 20):
+        source = standard_bytes()
+        while block := source.read(1 << 20):
             file.write(block)
         file.flush()
         yield Path(file.name)

@@ -94,6 +94,19 @@ def locked(path: Path | str, refusal: str) -> Iterator[None]:
         yield  # the file stays: removing it would let two processes lock two files of one name
 
 
+def require_writable(path: Path | str) -> None:
+    """Raises UserError, before the work is done, where `atomic_file` could not write `path`."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
 def remove_leftovers(folder: Path, stems: Sequence[str], seconds: float = 0.0) -> None:
     """Removes what `atomic_file` left in a folder when it was killed, if it is at least `seconds` old."""
     for stem in stems:
