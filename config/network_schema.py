@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from config.options import Options, require_switch
 
@@ -46,8 +46,22 @@ class VoiceFilterNetwork(MaskNetworkOptions):
     partial_convolution: bool = False
 
 
+def _odd(frames: int) -> int:
+    if frames and frames % 2 == 0:
+        raise ValueError(f"expected an odd number, got {frames}")
+    return frames
+
+
+Around = Annotated[int, Field(ge=0), AfterValidator(_odd)]
+"""So many frames around each (odd); 0: all frames."""
+
+
 class FilmBlstmNetwork(MaskNetworkOptions):
-    """A linear front layer and bidirectional LSTMs, the embedding entering by FiLM."""
+    """A linear front layer and bidirectional LSTMs, the embedding entering by FiLM.
+
+    `stack` neighbouring frames share a step. The mixture's level is that of the `level_frames` (odd) around
+    each frame, so that a piece looks as it does within the whole; 0: of all.
+    """
 
     kind: Literal["film_blstm"] = "film_blstm"
     input: Literal["linear", "power", "log", "db"] = "power"
@@ -55,6 +69,7 @@ class FilmBlstmNetwork(MaskNetworkOptions):
     lstm_dim: int = Field(256, ge=1)
     lstm_layers: int = Field(2, ge=1)
     stack: int = Field(1, ge=1)
+    level_frames: Around = 0
 
 
 class BandSplitNetwork(MaskNetworkOptions):
@@ -72,13 +87,7 @@ class BandSplitNetwork(MaskNetworkOptions):
     blocks: int = Field(4, ge=1)
     band_bins: int = Field(5, ge=1)
     fine_share: float = Field(0.125, gt=0, le=1)
-    level_frames: int = Field(97, ge=1)
-
-    @model_validator(mode="after")
-    def _has_a_middle(self) -> BandSplitNetwork:
-        if self.level_frames % 2 == 0:
-            raise ValueError(f"level_frames {self.level_frames}: expected an odd number")
-        return self
+    level_frames: Around = 97
 
 
 class UNetNetwork(MaskNetworkOptions):

@@ -65,9 +65,8 @@ class BandSplit(MaskNetwork):
 
     def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
         """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)]."""
-        self.require_shape(mixture)
         embedding = self.condition(embedding, len(mixture))
-        x = self.see(self.levelled(mixture))  # [B, P, T, F]
+        x = self.see(self.levelled(mixture, self.level_frames))  # [B, P, T, F]
         x = self.normalize(x.transpose(2, 3).flatten(1, 2)).unflatten(1, (self.planes, -1))  # [B, P, F, T]
         x = nn.functional.pad(x, (0, 0, 0, 1))[:, :, self.places]  # [B, P, K, W, T]
         x = x.permute(2, 4, 0, 1, 3).flatten(3)  # [K, T, B, P*W]
@@ -78,17 +77,6 @@ class BandSplit(MaskNetwork):
         x = self.out(x).unflatten(3, (self.planes, -1))  # [K, T, B, P, W]
         x = x.permute(2, 3, 1, 0, 4).flatten(3)[..., self.back]  # [B, P, T, F]
         return self.to_mask(x)
-
-    def levelled(self, mixture: Tensor) -> Tensor:
-        """The mixture [B, T, F(, 2)] relative to its level around each frame."""
-        axes = list(range(2, mixture.ndim))
-        power = self.planes * mixture.float().square().mean(axes)[:, None]  # [B, 1, T], of a bin
-        around = nn.functional.avg_pool1d(
-            power, self.level_frames, 1, self.level_frames // 2, count_include_pad=False
-        )
-        # the floor before the root, whose slope is infinite at 0
-        level = around[:, 0].clamp_min(1e-12).sqrt()
-        return mixture / level[(...,) + (None,) * len(axes)]
 
 
 class Block(nn.Module):

@@ -16,10 +16,11 @@ EMBEDDING_SCALE = 10.0
 class FilmBlstm(MaskNetwork):
     """Recurrent mask network with feature-wise linear modulation (Perez et al. 2018, arXiv 1709.07871).
 
-    The input is the mixture relative to its root mean square, on the network's scale, normalised per bin;
-    `stack` neighbouring frames share one step of the LSTMs. After the first LSTM every feature is
-    scaled and shifted by what the embedding says. Level normalisation and layer norms are what make it
-    listen to the reference within minutes (docs/experiments.md). `options` are those of MaskNetwork.
+    The input is the mixture relative to its root mean square (over `level_frames` around each frame; 0:
+    all), on the network's scale, normalised per bin; `stack` neighbouring frames share one step of the
+    LSTMs. After the first LSTM every feature is scaled and shifted by what the embedding says. Level
+    normalisation and layer norms are what make it listen to the reference within minutes
+    (docs/experiments.md). `options` are those of MaskNetwork.
     """
 
     def __init__(
@@ -30,10 +31,11 @@ class FilmBlstm(MaskNetwork):
         lstm_dim: int = 256,
         lstm_layers: int = 2,
         stack: int = 1,
+        level_frames: int = 0,
         **options: Any,
     ) -> None:
         super().__init__(bins, embedding_dim, **{"input": "power", **options})
-        self.stack = stack
+        self.stack, self.level_frames = stack, level_frames
         width = self.planes * bins
         self.normalize = nn.BatchNorm1d(width, momentum=0.05)
         self.front = nn.Linear(width * stack, front_dim)
@@ -52,10 +54,7 @@ class FilmBlstm(MaskNetwork):
     def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
         """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)]."""
         embedding = self.condition(embedding, len(mixture))
-        axes = list(range(1, mixture.ndim))
-        power = self.planes * mixture.square().mean(axes, keepdim=True)  # of a bin, over time and frequency
-        # the floor before the root, whose slope is infinite at 0
-        x = self.see(mixture / power.clamp_min(1e-12).sqrt()).transpose(1, 2).flatten(2)  # [B, T, P*F]
+        x = self.see(self.levelled(mixture, self.level_frames)).transpose(1, 2).flatten(2)  # [B, T, P*F]
         batch, frames = x.shape[:2]
         x = self.normalize(x.transpose(1, 2)).transpose(1, 2)
         x = nn.functional.pad(x, (0, 0, 0, -frames % self.stack))

@@ -77,6 +77,22 @@ class MaskNetwork(nn.Module, ABC):
         magnitude = (x.square().sum(1, keepdim=True) + 1e-12).sqrt()
         return x * (compressed(magnitude, self.input, self.exponent) / magnitude)
 
+    def levelled(self, mixture: Tensor, frames: int) -> Tensor:
+        """The mixture [B, T, F(, 2)] relative to its root mean square over the `frames` (odd) around each
+        frame, or, with 0, over all of them. A piece of a recording then looks as it does within the whole,
+        half as many frames from its ends."""
+        self.require_shape(mixture)
+        axes = list(range(2, mixture.ndim))
+        power = self.planes * mixture.float().square().mean(axes)[:, None]  # [B, 1, T], of a bin
+        if frames:
+            half = frames // 2
+            around = nn.functional.avg_pool1d(power, frames, 1, half, count_include_pad=False)
+        else:
+            around = power.mean(2, keepdim=True)
+        # the floor before the root, whose slope is infinite at 0
+        level = around[:, 0].clamp_min(1e-12).sqrt()
+        return mixture / level[(...,) + (None,) * len(axes)]
+
     def condition(self, embedding: Tensor | None, batch: int | None = None) -> Tensor | None:
         """The embedding, or None where the network has none. Raises ValueError when it is missing or of
         another size, also than the mixtures' `batch`."""

@@ -32,7 +32,7 @@ KINDS: dict[str, tuple[type[MaskNetwork], dict[str, Any]]] = {
     "voicefilter without lstm": (VoiceFilter, {**SMALL_FILTER, "lstm": "none", "activation": "mish"}),
     "voicefilter partial": (VoiceFilter, {**SMALL_FILTER, "partial_convolution": True}),
     "film_blstm": (FilmBlstm, {"front_dim": 8, "lstm_dim": 8}),
-    "film_blstm stacked": (FilmBlstm, {"front_dim": 8, "lstm_dim": 8, "stack": 2}),
+    "film_blstm stacked": (FilmBlstm, {"front_dim": 8, "lstm_dim": 8, "stack": 2, "level_frames": 5}),
     "band_split": (BandSplit, {"dim": 6, "lstm_dim": 5, "blocks": 2, "level_frames": 3}),
     "unet": (UNet, {"channels": (4, 5, 6)}),
     "unet every second bin": (UNet, {"channels": (4, 5, 6), "bin_step": 2}),
@@ -334,7 +334,7 @@ def test_bands_share_what_runs_over_time() -> None:
 def test_a_piece_has_the_level_that_it_has_within_the_whole() -> None:
     network = BandSplit(BINS, DIM, level_frames=7)
     mixture = torch.rand(1, 40, BINS) * torch.logspace(-3, 0, 40)[:, None]
-    whole, piece = network.levelled(mixture), network.levelled(mixture[:, 10:30])
+    whole, piece = (network.levelled(m, network.level_frames) for m in (mixture, mixture[:, 10:30]))
     torch.testing.assert_close(piece[:, 3:-3], whole[:, 13:27])
     around = mixture[0, 17:24].square().mean().sqrt()
     torch.testing.assert_close(whole[0, 20], mixture[0, 20] / around)
