@@ -1,7 +1,11 @@
-"""Scores checkpoints on a split of a store, a tuple list or a recipe list: a table per utterance, a summary.
+"""Scores checkpoints on a split of a store, a tuple list or a recipe list: tables, summaries, differences.
 
-python evaluate.py chkpt/NAME/best.pt --data data/store -o results
-python evaluate.py chkpt/NAME/best.pt --tuples librispeech_dev_tuples.csv -d LibriSpeech -o results
+    python evaluate.py chkpt/NAME/best.pt --data data/store -o results
+    python evaluate.py chkpt/A/best.pt chkpt/B/best.pt --data data/store -o results --html results/report.html
+    python evaluate.py chkpt/NAME/best.pt --tuples librispeech_dev_tuples.csv -d LibriSpeech -o results \\
+        --recognizer pocketsphinx --clean
+
+Stopped, the same command goes on. torchrun shares the work among its processes.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import argparse
 import csv
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,60 +23,53 @@ import torch
 
 from config.load import argument_parser, parse_arguments, run_script
 from config.schema import Data
-from datasets.corpus import Utterance, heard_speakers
+from datasets.corpus import heard_speakers
 from datasets.lists import listed_recipes, tuple_recipes
 from datasets.live import RenderedSplit
-from datasets.mixture import read_clip
 from datasets.plan import SOUNDS, index_recordings
-from datasets.recipe import Clip, Recipe
-from datasets.store import SPLITS, WAVEFORMS, Store, StoredSplit
-from model.features import reference_embeddings
+from datasets.store import SPLITS, Store
+from model.embedder import Embedder
+from model.evaluation import Evaluation
+from model.evaluation_page import example_signals, write_page
+from model.evaluation_summary import compare, summarize_rows, utterance_table
+from model.evaluation_tables import markdown, side_by_side
+from model.foreign import load_embedder
 from model.masks import add_mask_options, chosen_masking
-from model.scoring import METRICS, Scores, score_estimates, score_mixtures, summarize
-from model.separator import Separator
+from model.recognition import require_recognizer
+from model.row_scores import METRICS
+from model.separator import Separator, checkpoint_of
+from model.test_set import MIXTURE, System, TestSet, Wanted
+from utils import distributed
 from utils.audio import write_audio
 from utils.checkpoint import load_checkpoint
-from utils.device import choose_device
+from utils.device import choose_device, large_pages
 from utils.errors import UserError
-from utils.files import fingerprint, read_json, sha256_of, write_csv, write_json, write_text
-from utils.metrics import SILENCE_DB
-
-
-@dataclass(frozen=True)
-class TestSet:
-    """What is scored: the examples, who may be asked for, and how they came about.
-
-    `source` is the store or list; `cache` the folder of the references' embeddings.
-    """
-
-    source: str
-    name: str
-    split: StoredSplit | RenderedSplit
-    utterances: Mapping[str, Utterance]
-    rate: int
-    protocol: str
-    cache: Path
-
-    @property
-    def recipes(self) -> Sequence[Recipe]:
-        return self.split.recipes
-
-    def speaker(self, clip: Clip) -> str:
-        return self.utterances[clip.utterance].speaker
+from utils.files import fingerprint, sha256_of, write_csv, write_json, write_text
+from utils.perception import missing_packages
+from utils.processes import cores
+from utils.versions import versions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(_parser(), arguments)
+    wanted = _wanted(options)
     if sum(map(bool, (options.data, options.tuples, options.recipes))) != 1:
         raise UserError("name what is scored: one of --data STORE, --tuples CSV and --recipes JSONL")
-    device = choose_device(options.device)
+    large_pages()
+    with distributed.process_group(choose_device(options.device)) as device:
+        return _evaluate(options, wanted, device)
+
+
+def _evaluate(options: argparse.Namespace, wanted: Wanted, device: torch.device) -> int:
     stored = of_store(Store(options.data), options.split) if options.data else None
-    contents = {path: load_checkpoint(path) for path in options.checkpoints}
+    paths = [str(checkpoint_of(path)) for path in options.checkpoints]
+    contents = {path: load_checkpoint(path) for path in paths}
     separators = {
         path: Separator.from_content(content, path).eval().to(device) for path, content in contents.items()
     }
     for separator in separators.values():
         separator.masking = chosen_masking(separator.masking, options)
+        separator.precision = options.precision or separator.precision
     rates = {separator.sample_rate for separator in separators.values()}
     if len(rates) > 1:
         raise UserError(
@@ -80,27 +77,71 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     if stored:
         warn_of_task(stored, options, separators)
-    data = stored or of_list(options, separators, rates.pop())
+    data, out = stored or of_list(options, separators, rates.pop()), Path(options.out)
     use = "" if options.mask == "org" else f"-{options.mask}-{options.factor:g}"
-    folders = [Path(options.out) / (result_name(path, data.name) + use) for path in separators]
+    folders = [out / (result_name(path, data.name) + use) for path in separators]
     if len(set(folders)) < len(options.checkpoints):
         raise UserError(
             "two of the checkpoints would share a folder of results: score them with different -o"
         )
-    for (path, separator), folder in zip(separators.items(), folders, strict=True):
-        summary = evaluate(separator, path, contents[path].get("training_speakers"), data, folder)
+    listener = load_embedder(options.embedder_path) if options.embedder_path else None
+    for separator in separators.values():
+        listener = listener or separator.embedder
+    listener = None if listener is None else listener.to(device).eval()
+    mixture = mixture_system(data, out, listener)
+    systems = [
+        system_of(path, separator, data, folder, listener)
+        for (path, separator), folder in zip(separators.items(), folders, strict=True)
+    ]
+    if not any(recipe.role != "absent" for recipe in data.recipes):
+        raise UserError(f"{data.source}: none of {len(data.recipes)} examples holds the asked voice")
+    Evaluation(data, [mixture, *systems], listener, wanted).run(options.processes or cores())
+    if distributed.rank() == 0:
+        _report(options, wanted, data, mixture, systems, contents)
+    distributed.wait()
+    return 0
+
+
+def _report(
+    options: argparse.Namespace,
+    wanted: Wanted,
+    data: TestSet,
+    mixture: System,
+    systems: Sequence[System],
+    contents: Mapping[str, dict[str, Any]],
+) -> None:
+    """Writes and prints tables and summaries, and what else was asked for."""
+    summaries = []
+    for system in systems:
+        heard = contents[system.name].get("training_speakers")
+        summary, folder = describe_system(data, mixture, system, wanted, heard), system.folder
+        write_csv(folder / "per_utterance.csv", *utterance_table(data, mixture, system, wanted))
+        write_text(folder / "summary.md", markdown(summary) + "\n")
+        write_json(folder / "summary.json", summary)
+        summaries.append(summary)
         print(markdown(summary))
         print(f"{folder}/per_utterance.csv\n{folder}/summary.json")
         for which in options.save_audio:
+            assert system.separator is not None
             row = find_example(folder / "per_utterance.csv", which)
-            print(save_audio(separator, data, folder, which, row))
-    return 0
+            print(save_audio(system.separator, data, folder, which, row))
+    differences: list[dict[str, Any]] = []
+    if len(systems) > 1:
+        for first, second in combinations(systems, 2):
+            differences += compare(data, first, second, list(METRICS))
+        table = side_by_side(summaries, differences)
+        write_text(Path(options.out) / f"comparison-{data.name}.md", table + "\n")
+        write_json(Path(options.out) / f"comparison-{data.name}.json", differences)
+        print(f"{table}\n{Path(options.out) / f'comparison-{data.name}.md'}")
+    if options.html:
+        write_page(Path(options.html), data, mixture, systems, summaries, differences)
+        print(options.html)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argument_parser(__doc__ or "", config_help=None)
     add = parser.add_argument
-    add("checkpoints", nargs="+", metavar="CHECKPOINT")
+    add("checkpoints", nargs="+", metavar="CHECKPOINT", help="files, or names of runs")
     add("--data", metavar="STORE", help="store made by generator.py")
     add("--split", default="test", choices=[s for s in SPLITS if s != "train"], help="of the store")
     add("--tuples", metavar="CSV", help="instead of a store: a tuple list in the official format, with -d")
@@ -110,11 +151,40 @@ def _parser() -> argparse.ArgumentParser:
         add(f"--{kind}", action="append", default=[], metavar="DIR", help=f"folder of {kind} in the list")
     add("--protocol", default="padded", choices=["padded", "crop"], help="of the tuples: whole, or 3 s each")
     add("-o", "--out", default="results", help="folder for the tables")
+    add("--metrics", default="all", metavar="LIST", help=f"all, or some of {','.join(METRICS)}")
+    add("--clean", action="store_true", help="also separate the target alone: what is lost of it?")
+    add("--recognizer", metavar="NAME",
+        help="word error rates: pocketsphinx, whisper:MODEL, wav2vec2:BUNDLE or file:CSV")  # fmt: skip
+    add("-e", "--embedder_path", help="embedder that judges the voices (default: the checkpoint's own)")
+    add("--html", metavar="FILE", help="write all of it as one page, with pictures and sound")
     add("--save_audio", action="append", default=[], metavar="WHICH",
         help="write the audio of an example: its index, or the best, median or worst improved")  # fmt: skip
+    add("-p", "--processes", type=int, metavar="N", help="that compute scores (default: one a core)")
     add_mask_options(parser)
     add("--device", default="auto", help="auto, cpu or cuda[:N]")
+    add("--precision", choices=["auto", "fp32", "bf16"], help="default: the checkpoint's own")
     return parser
+
+
+def _wanted(options: argparse.Namespace) -> Wanted:
+    """Raises UserError for a metric that nobody knows, and a recogniser that is not there."""
+    names = list(METRICS) if options.metrics == "all" else options.metrics.split(",")
+    if unknown := [name for name in names if name not in METRICS]:
+        raise UserError(f"--metrics {unknown[0]}: expected all or some of {', '.join(METRICS)}")
+    if options.processes is not None and options.processes < 1:
+        raise UserError(f"-p {options.processes}: expected at least 1")
+    missing = {name: package for name, package in missing_packages().items() if name in names}
+    for package in sorted(set(missing.values())):
+        left_out = ", ".join(METRICS[name].label for name in missing if missing[name] == package)
+        if options.metrics != "all":
+            raise UserError(f"{left_out}: needs the package {package} (pip install {package})")
+        print(f"NOTE: {left_out} left out: the package {package} is not installed", file=sys.stderr)
+    if options.recognizer:
+        require_recognizer(options.recognizer)
+    # the level tells whether a voice that is absent was silenced; SI-SDR is what an example is chosen by
+    always = {"si_sdr", "level"}
+    chosen = tuple(name for name in METRICS if (name in names and name not in missing) or name in always)
+    return Wanted(chosen, options.clean, options.recognizer)
 
 
 def of_store(store: Store, name: str) -> TestSet:
@@ -189,118 +259,53 @@ def result_name(checkpoint: str, split: str) -> str:
     return f"{path.resolve().parent.name}-{path.stem}-{split}"
 
 
-def evaluate(
-    separator: Separator, checkpoint: str, heard: list[str] | None, data: TestSet, folder: Path
-) -> dict[str, Any]:
-    """Writes the tables of one checkpoint into `folder`, or reads them if nothing has changed since.
+def mixture_system(data: TestSet, out: Path, listener: Embedder | None) -> System:
+    folder = out / f"mixture-{data.name}"
+    return System(MIXTURE, folder, fingerprint([data.split.fingerprint, _hears(listener)]))
 
-    `heard`: the speakers it was trained on, if the checkpoint says so.
-    """
+
+def system_of(
+    path: str, separator: Separator, data: TestSet, folder: Path, listener: Embedder | None
+) -> System:
+    """Raises UserError for a checkpoint that works at another rate than the test set."""
     if data.rate != separator.sample_rate:
         raise UserError(
-            f"{checkpoint}: works at {separator.sample_rate} Hz, {data.source} holds {data.rate} Hz audio"
+            f"{path}: works at {separator.sample_rate} Hz, {data.source} holds {data.rate} Hz audio"
         )
-    identity = {
-        "checkpoint_sha256": sha256_of(checkpoint),
-        "data_fingerprint": data.split.fingerprint,
-        "metrics": sorted(METRICS),
-    }
-    path = folder / "summary.json"
-    if path.exists() and (folder / "per_utterance.csv").exists():
-        summary = read_json(path)
-        if summary.get("identity") == fingerprint(identity):
-            return summary
-    references = [recipe.reference for recipe in data.recipes]
-    embeddings = None
-    if separator.embedder is not None:
-        embeddings = reference_embeddings(data.cache, data.utterances, references, separator.embedder)
-    before, after = score_mixtures(data.split), score_estimates(separator, data.split, embeddings)
-    speakers = [data.speaker(clip) for clip in references]
+    how = [sha256_of(path), data.split.fingerprint, _hears(listener), str(separator.masking)]
+    return System(path, folder, fingerprint([*how, separator.precision]), separator)
+
+
+def _hears(listener: Embedder | None) -> str:
+    return "" if listener is None else listener.fingerprint()
+
+
+def describe_system(
+    data: TestSet, mixture: System, system: System, wanted: Wanted, heard: list[str] | None
+) -> dict[str, Any]:
+    """The summary of a system: its figures, and what they are of. `heard`: the speakers that it was trained
+    on, if its checkpoint says so."""
+    assert system.separator is not None
+    speakers = {data.speaker(recipe.reference) for recipe in data.recipes}
     same = {data.speaker(recipe.reference) for recipe in data.recipes if recipe.same_utterance}
-    summary = {
-        **summarize(before, after, speakers, [recipe.role for recipe in data.recipes]),
-        **identity,
-        "identity": fingerprint(identity),
-        "checkpoint": checkpoint,
+    return {
+        **summarize_rows(data, mixture, system, wanted),
+        "checkpoint": system.name,
+        "checkpoint_sha256": sha256_of(system.name),
+        "versions": versions(),
         "data": data.source,
+        "data_fingerprint": data.split.fingerprint,
         "split": data.name,
-        "mask": separator.masking.use,
-        "factor": separator.masking.factor,
         "protocol": data.protocol,
-        "speakers": len(set(speakers)),
-        "heard_speakers": None if heard is None else len(heard_speakers(set(speakers), heard)),
+        "seconds": sum(recipe.seconds for recipe in data.recipes),
+        "mask": system.separator.masking.use,
+        "factor": system.separator.masking.factor,
+        "precision": system.separator.precision,
+        "metrics": list(wanted.metrics),
+        "speakers": len(speakers),
+        "heard_speakers": None if heard is None else len(heard_speakers(speakers, heard)),
         "same_utterance_speakers": len(same),
     }
-    # the JSON last: where it stands, the tables beside it are complete and its own
-    path.unlink(missing_ok=True)
-    write_table(folder / "per_utterance.csv", data, before, after)
-    write_text(folder / "summary.md", markdown(summary) + "\n")
-    write_json(path, summary)
-    return summary
-
-
-def write_table(path: Path, data: TestSet, before: Scores, after: Scores) -> None:
-    """One row an example: its ids, kind and speakers, and every score before and after."""
-    header = ["index", "kind", "target", "interference", "reference", "reference_speaker", "other_speakers"]
-    header += [f"{name}_{when}" for name in (*METRICS, "level") for when in ("before", "after")]
-    rows = []
-    for row, recipe in enumerate(data.recipes):
-        target = recipe.target.clips[0].utterance if recipe.target else ""
-        others = [clip for source in recipe.interference for clip in source.clips]
-        ids: list[Any] = [recipe.index, recipe.kind, target, " ".join(clip.utterance for clip in others)]
-        ids += [recipe.reference.utterance, data.speaker(recipe.reference)]
-        ids.append(" ".join(data.speaker(clip) for clip in others))
-        scores = [f"{values[name][row]:.4f}" for name in (*METRICS, "level") for values in (before, after)]
-        rows.append(ids + scores)
-    write_csv(path, header, rows)
-
-
-def markdown(summary: dict[str, Any]) -> str:
-    """The summary as a small table for people."""
-    heard = summary["heard_speakers"]
-    known = {None: "", 0: " never heard in training"}.get(heard, f", {heard} of them HEARD IN TRAINING")
-    title = f"{summary['n']} mixtures of {summary['speakers']} speakers{known}"
-    use = summary.get("mask", "org")
-    mask = "" if use == "org" else f", mask {use} with factor {summary['factor']:g}"
-    lines = [
-        f"{summary['checkpoint']}: {title} ({summary['split']}, {summary['protocol']}{mask})",
-        "",
-        "| dB | before mean | before median | after mean | after median | improvement mean [95 %] | median |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, label in (("sdr", "SDR"), ("si_sdr", "SI-SDR")):
-        cells = [
-            f"{summary[f'{name}_{when}_{what}']:.2f}"
-            for when in ("before", "after")
-            for what in ("mean", "median")
-        ]
-        low, high = summary[f"{name}_improvement_low"], summary[f"{name}_improvement_high"]
-        cells.append(f"{summary[f'{name}_improvement_mean']:+.2f} [{low:+.2f}, {high:+.2f}]")
-        cells.append(f"{summary[f'{name}_improvement_median']:+.2f}")
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        f"Improved by more than 1 dB SI-SDR: {100 * summary['accepted_share']:.1f} % of the mixtures.",
-    ]
-    lines[-1] += f" The interval is taken over {summary['speakers']} speakers."
-    if summary["silent"]:
-        lines.append(f"{summary['silent']} have a silent target or estimate, scored {SILENCE_DB:g} dB.")
-    if summary["alone_n"]:
-        lines.append(
-            f"{summary['alone_n']} examples hold the asked voice alone: "
-            f"SI-SDR {summary['alone_si_sdr_mean']:.2f} dB."
-        )
-    if summary["absent_n"]:
-        lines.append(
-            f"In {summary['absent_n']} the asked voice is absent: the output is "
-            f"{summary['absent_level_mean']:+.1f} dB against the mixture (lower is better)."
-        )
-    if summary["same_utterance_speakers"]:
-        lines.append(
-            f"{summary['same_utterance_speakers']} of these speakers have one utterance: their reference "
-            "is its other half (same session, an easier task)."
-        )
-    return "\n".join(lines)
 
 
 def find_example(table: Path, which: str) -> int:
@@ -316,22 +321,10 @@ def find_example(table: Path, which: str) -> int:
     raise UserError(f"--save_audio {which}: expected best, median, worst or an index below {len(gains)}")
 
 
-@torch.inference_mode()
 def save_audio(separator: Separator, data: TestSet, folder: Path, which: str, row: int) -> Path:
     """Writes mixture, target, reference and estimate of example `row` as WAV files below `folder`."""
-    rate, clip = separator.sample_rate, data.recipes[row].reference
-    mixture, target = (data.split.read_float(field, [row])[0] for field in WAVEFORMS)
-    reference = read_clip(clip, data.utterances[clip.utterance], separator.reference_rate)
-    embedding = None if separator.embedder is None else separator.embed(reference)
-    example: dict[str, np.ndarray] = {
-        "mixture": mixture,
-        "target": target,
-        "reference": reference,
-        "estimate": separator.separate_channels(mixture[None], embedding)[0],
-    }
-    for name, samples in example.items():
-        own_rate = separator.reference_rate if name == "reference" else rate
-        write_audio(folder / "audio" / which / f"{name}.wav", samples, own_rate)
+    for name, (samples, rate) in example_signals(separator, data, row).items():
+        write_audio(folder / "audio" / which / f"{name}.wav", samples, rate)
     return folder / "audio" / which
 
 

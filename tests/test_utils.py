@@ -13,7 +13,15 @@ from utils.audio import active_seconds, audio_info, read_audio, read_mono, resam
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 from utils.files import atomic_file, atomic_folder
-from utils.metrics import SILENCE_DB, bootstrap_interval, sdr, si_sdr
+from utils.metrics import (
+    CEILING_DB,
+    SILENCE_DB,
+    Decomposition,
+    bootstrap_interval,
+    bss_eval,
+    sdr,
+    si_sdr,
+)
 from utils.overlap import overlap_stream
 
 
@@ -26,7 +34,50 @@ def test_sdr_is_mir_eval_s() -> None:
         mir_eval.separation.bss_eval_sources(t, e)[0][0] for t, e in zip(target, estimate, strict=True)
     ]
     scores = sdr(torch.from_numpy(estimate), torch.from_numpy(target))
-    np.testing.assert_allclose(scores, expected, atol=1e-3)
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
+
+
+def test_sdr_sir_and_sar_are_mir_eval_s() -> None:
+    generator = np.random.default_rng(0)
+    target, other = (np.stack([tone_voice(s + k, 1.5, 0) for s in range(2)]) for k in (0, 3))
+    target, other = (x + 0.01 * generator.standard_normal(x.shape) for x in (target, other))
+    echo = 0.3 * np.pad(target, ((0, 0), (100, 0)))[:, : target.shape[1]]
+    estimate = 0.7 * target + echo + 0.2 * other + 0.03 * generator.standard_normal(target.shape)
+    expected = [
+        [
+            score[0]
+            for score in mir_eval.separation.bss_eval_sources(np.stack([t, o]), np.stack([e, e]), False)
+        ]
+        for t, o, e in zip(target, other, estimate, strict=True)
+    ]
+    found = bss_eval(*(torch.from_numpy(x) for x in (estimate, target, other)))
+    np.testing.assert_allclose(torch.stack(found, 1), np.array(expected)[:, :3], atol=1e-6)
+    torch.testing.assert_close(found.sdr, sdr(torch.from_numpy(estimate), torch.from_numpy(target)))
+
+
+def test_what_bss_eval_cannot_divide_has_a_value() -> None:
+    voice, other = (torch.from_numpy(tone_voice(s, 1.0, 0)) for s in (0, 3))
+    silence = torch.zeros_like(voice)
+    assert bss_eval(voice + other, voice, silence).sir == CEILING_DB
+    assert torch.stack(bss_eval(silence, voice, other)).tolist() == 3 * [SILENCE_DB]
+    assert torch.stack(bss_eval(voice, silence, other)).tolist() == 3 * [SILENCE_DB]
+    sine = torch.sin(0.1 * torch.arange(8000.0))
+    same = bss_eval(sine, sine, sine)  # delayed sines are each other's sums
+    assert same.sdr > 60 and same.sar > 60 and torch.isfinite(same.sir)
+    with pytest.raises(ValueError, match="differ in shape"):
+        bss_eval(voice, voice, voice[:-1])
+
+
+def test_no_batch_changes_a_score() -> None:
+    target, other = (
+        torch.from_numpy(np.stack([tone_voice(s + k, 1.0, 0) for s in range(3)])) for k in (0, 3)
+    )
+    estimate = target + 0.3 * other
+    together = bss_eval(estimate[None], target[None], other[None])
+    alone = [bss_eval(*row) for row in zip(estimate, target, other, strict=True)]
+    for name in Decomposition._fields:
+        values = getattr(together, name)
+        assert values.shape == (1, 3) and values[0].tolist() == [getattr(one, name).item() for one in alone]
 
 
 def test_si_sdr_is_its_formula_and_ignores_scale() -> None:

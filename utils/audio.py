@@ -208,11 +208,16 @@ def write_flac(path: Path | str, samples: np.ndarray, rate: int, bits: int = 16)
     peak = peak_level(samples)
     if not peak <= 1.0:
         raise ValueError(f"{path}: the peak {peak} would clip, expected at most 1.0")
-    # encoded in memory: libsndfile would not say that the disk is full
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(flac_bytes(samples, rate, bits))
+
+
+def flac_bytes(samples: np.ndarray, rate: int, bits: int = 16) -> bytes:
+    """Samples [N] or [channels, N] in [-1, 1] as a FLAC file: encoded in memory, as libsndfile would not say
+    that the disk is full."""
     buffer = io.BytesIO()
     soundfile.write(buffer, np.asarray(samples).T, rate, subtype=f"PCM_{bits}", format="FLAC")
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    return buffer.getvalue()
 
 
 LOUDNESS_BLOCK = 0.4  # seconds, ITU-R BS.1770-4

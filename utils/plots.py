@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,50 @@ def _draw_matrix(
         axis.set(xlabel="utterance, in the order of the speakers", ylabel="utterance")
     axis.set_title("cosine similarity", fontsize=10, loc="left")
     figure.colorbar(image, ax=axis, pad=0.01)
+
+
+def gain_figure(
+    before: np.ndarray, gains: Mapping[str, np.ndarray], similarity: np.ndarray, unit: str = "SI-SDR, dB"
+) -> np.ndarray:
+    """How scores [n] by system improve: their distribution, against the mixture's score [n], and against the
+    similarity [n] of the two voices (NaN: unknown). Returns uint8 [height, width, 3]."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.6), dpi=100, layout="constrained")
+    first, second, third = figure.subplots(1, 3)
+    everything = np.concatenate(list(gains.values()))
+    edges = np.histogram_bin_edges(everything, bins=min(30, max(5, len(before) // 4)))
+    for name, gain in gains.items():
+        first.hist(gain, bins=edges, alpha=0.6, label=name)
+        second.scatter(before, before + gain, s=9, alpha=0.6)
+        third.scatter(similarity, gain, s=9, alpha=0.6)
+    limits = [
+        float(before.min()),
+        float(max(before.max(), (before + everything.reshape(-1, len(before))).max())),
+    ]
+    second.plot(limits, limits, color="grey", linewidth=0.8)
+    for axis in (first, third):
+        (axis.axvline if axis is first else axis.axhline)(0, color="grey", linewidth=0.8)
+    labels = (
+        (first, f"improvement of the {unit}", "mixtures"),
+        (second, f"mixture, {unit}", f"estimate, {unit}"),
+        (third, "similarity of the two voices", f"improvement of the {unit}"),
+    )
+    for axis, x, y in labels:
+        axis.set_xlabel(x)
+        axis.set_ylabel(y)
+    if len(gains) > 1:
+        first.legend(fontsize=7)
+    return _image(figure)
+
+
+def png_bytes(image: np.ndarray) -> bytes:
+    """uint8 [height, width, 3] as a PNG file."""
+    from matplotlib.image import imsave
+
+    buffer = io.BytesIO()
+    imsave(buffer, image, format="png")
+    return buffer.getvalue()
 
 
 def save_picture(path: Path | str, image: np.ndarray) -> None:

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "torchaudio", "numpy", "scipy", "torchmetrics", "librosa", "soundfile", "tensorboardX")
+PACKAGES = ("torch", "torchaudio", "numpy", "scipy", "librosa", "soundfile", "tensorboardX")
 
 
 @lru_cache

@@ -1,0 +1,168 @@
+"""Summaries of an evaluation as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from model.row_scores import METRICS
+from utils.metrics import SILENCE_DB
+
+CONDITION_NAMES = {
+    "clean": "clean",
+    "noisy": "noisy",
+    "enhanced": "enhanced",
+    "enhanced_clean": "enhanced clean",
+}
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """The summary of one checkpoint as a small table for people."""
+    heard = summary["heard_speakers"]
+    known = {None: "", 0: " never heard in training"}.get(heard, f", {heard} of them HEARD IN TRAINING")
+    title = f"{summary['n']} mixtures of {summary['speakers']} speakers{known}"
+    use = summary["mask"]
+    mask = "" if use == "org" else f", mask {use} with factor {summary['factor']:g}"
+    lines = [f"{summary['checkpoint']}: {title} ({summary['split']}, {summary['protocol']}{mask})", ""]
+    lines += _scores(summary)
+    lines += _remarks(summary)
+    return "\n".join(lines)
+
+
+def _scores(summary: dict[str, Any]) -> list[str]:
+    shown = [name for name in METRICS if f"{name}_after_mean" in summary]
+    if not shown:
+        return []
+    lines = [
+        "| | before mean | median | after mean | median | std | improvement mean [95 %] | median |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in shown:
+        label, unit, digits, _ = METRICS[name]
+
+        def number(key: str, sign: str = "", digits: int = digits, name: str = name) -> str:
+            value = summary.get(f"{name}_{key}")
+            return "" if value is None else f"{value:{sign}.{digits}f}"
+
+        keys = ("before_mean", "before_median", "after_mean", "after_median", "after_std")
+        cells = [number(key) for key in keys]
+        low, high = number("improvement_low", "+"), number("improvement_high", "+")
+        cells.append(f"{number('improvement_mean', '+')} [{low}, {high}]" if low else "")
+        cells.append(number("improvement_median", "+"))
+        lines.append(f"| {label}{f', {unit}' if unit else ''} | {' | '.join(cells)} |")
+    return lines
+
+
+def _remarks(summary: dict[str, Any]) -> list[str]:
+    lines = [""]
+    if "accepted_share" in summary:
+        lines.append(
+            f"Improved by more than 1 dB SI-SDR: {100 * summary['accepted_share']:.1f} % of the mixtures. "
+            f"Intervals are taken over {summary['speakers']} speakers."
+        )
+    if summary.get("silent"):
+        lines.append(f"{summary['silent']} have a silent target or estimate, scored {SILENCE_DB:g} dB.")
+    if "wrong_voice_share_after" in summary:
+        lines.append(
+            f"The output resembles the other voice more than the reference in "
+            f"{100 * summary['wrong_voice_share_after']:.1f} % (the mixture: "
+            f"{100 * summary['wrong_voice_share_before']:.1f} %)."
+        )
+    if "verification_eer_after" in summary:
+        lines.append(
+            f"Speaker verification, EER: {100 * summary['verification_eer_before']:.2f} % on mixtures, "
+            f"{100 * summary['verification_eer_after']:.2f} % on estimates "
+            f"({summary['verification_trials']} trials)."
+        )
+    if len(summary.get("by_sex", ())) > 1:
+        parts = [f"{pair} {v['mean']:+.2f} dB (n {v['n']})" for pair, v in summary["by_sex"].items()]
+        lines.append(f"SI-SDR improvement by the sexes of target and other voice: {', '.join(parts)}.")
+    if "si_sdr_clean_mean" in summary:
+        lines.append(
+            f"With the target alone as input the output has {summary['sdr_clean_mean']:.2f} dB SDR, "
+            f"{summary['si_sdr_clean_mean']:.2f} dB SI-SDR."
+        )
+    if summary["alone_n"] and "alone_si_sdr_mean" in summary:
+        lines.append(
+            f"{summary['alone_n']} examples hold the asked voice alone: "
+            f"SI-SDR {summary['alone_si_sdr_mean']:.2f} dB."
+        )
+    if "absent_level_mean" in summary:
+        lines.append(
+            f"In {summary['absent_n']} the asked voice is absent: the output is "
+            f"{summary['absent_level_mean']:+.1f} dB against the mixture (lower is better), at least 15 dB "
+            f"below it in {100 * summary['absent_silenced_share']:.0f} %."
+        )
+    if summary["same_utterance_speakers"]:
+        lines.append(
+            f"{summary['same_utterance_speakers']} of these speakers have one utterance: their reference "
+            "is its other half (same session, an easier task)."
+        )
+    if words := summary.get("word_errors"):
+        lines += ["", *word_table([("", words)], summary["recognizer"])]
+    return lines
+
+
+def word_table(rows: Sequence[tuple[str, dict[str, Any]]], recognizer: str) -> list[str]:
+    """Word error rates in percent of several systems, each with its interval."""
+    shown = [name for name in CONDITION_NAMES if any(name in words for _, words in rows)]
+    if not shown:
+        return ["No target is a whole utterance with a transcript: there is no word error rate."]
+    counts = next(words[shown[0]] for _, words in rows if shown[0] in words)
+    lines = [
+        f"Word error rate, % ({recognizer}; {counts['n']} utterances, {counts['words']} words):",
+        "",
+        f"| | {' | '.join(CONDITION_NAMES[name] for name in shown)} |",
+        f"|{'---|' * (len(shown) + 1)}",
+    ]
+    for label, words in rows:
+        cells = [
+            f"{words[name]['wer']:.1f} [{words[name]['low']:.1f}, {words[name]['high']:.1f}]"
+            if name in words
+            else ""
+            for name in shown
+        ]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return lines
+
+
+def side_by_side(summaries: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]]) -> str:
+    """Several checkpoints in one table, and the paired differences between them."""
+    shown = [
+        name for name in METRICS if all(f"{name}_after_mean" in s for s in summaries) and name != "level"
+    ]
+    lines = [
+        f"| | {' | '.join(METRICS[name].label for name in shown)} | > 1 dB |",
+        f"|{'---|' * (len(shown) + 2)}",
+    ]
+    if not shown:
+        return "No mixture holds the asked voice: nothing to compare."
+    mixture = [summaries[0].get(f"{name}_before_mean") for name in shown]
+    before = [
+        "" if value is None else f"{value:.{METRICS[name].digits}f}"
+        for name, value in zip(shown, mixture, strict=True)
+    ]
+    lines.append(f"| mixture | {' | '.join(before)} | |")
+    for summary in summaries:
+        cells = [f"{summary[f'{name}_after_mean']:.{METRICS[name].digits}f}" for name in shown]
+        share = f"{100 * summary['accepted_share']:.1f} %" if "accepted_share" in summary else ""
+        lines.append(f"| {summary['checkpoint']} | {' | '.join(cells)} | {share} |")
+    if any(summary.get("word_errors") for summary in summaries):
+        rows = [(summary["checkpoint"], summary["word_errors"]) for summary in summaries]
+        lines += ["", *word_table(rows, summaries[0]["recognizer"])]
+    lines += [
+        "",
+        "Paired differences, second minus first; interval over speakers, p of Wilcoxon's signed-rank test:",
+        "",
+        "| first | second | metric | n | mean [95 %] | second better | p |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in differences:
+        digits = METRICS[row["metric"]].digits
+        mean = f"{row['mean']:+.{digits}f} [{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]"
+        label = METRICS[row["metric"]].label
+        lines.append(
+            f"| {row['first']} | {row['second']} | {label} | {row['n']} | {mean} | "
+            f"{100 * row['better_share']:.0f} % | {row['p']:.2g} |"
+        )
+    return "\n".join(lines)

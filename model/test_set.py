@@ -1,0 +1,127 @@
+"""What is evaluated: a test set, and systems whose scores are kept row by row as they come."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from datasets.corpus import Utterance
+from datasets.live import RenderedSplit
+from datasets.recipe import Clip, Recipe
+from datasets.store import StoredSplit
+from model.separator import Separator
+from utils import distributed
+
+MIXTURE = "mixture"
+"""The system that does nothing."""
+Row = dict[str, Any]
+"""Of one example: numbers by metric, `impostors` (similarities), and texts by `heard:CONDITION:NAME`."""
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """What is scored: the examples, who may be asked for, and how they came about.
+
+    `source` is the store or list; `cache` the folder of the references' embeddings.
+    """
+
+    source: str
+    name: str
+    split: StoredSplit | RenderedSplit
+    utterances: Mapping[str, Utterance]
+    rate: int
+    protocol: str
+    cache: Path
+
+    @property
+    def recipes(self) -> Sequence[Recipe]:
+        return self.split.recipes
+
+    def speaker(self, clip: Clip) -> str:
+        return self.utterances[clip.utterance].speaker
+
+    @cached_property
+    def texts(self) -> list[str | None]:
+        """What the target says, where it is a whole utterance with a transcript."""
+        return [self._text(recipe) for recipe in self.recipes]
+
+    def _text(self, recipe: Recipe) -> str | None:
+        if recipe.target is None or recipe.reverse:
+            return None
+        clip = recipe.target.clips[0]
+        utterance = self.utterances[clip.utterance]
+        shown = recipe.seconds * utterance.rate + 1 >= utterance.frames / clip.speed
+        return utterance.text if clip.frames >= utterance.frames and shown else None
+
+
+@dataclass
+class System:
+    """What is scored under a `name`, in `folder`: a separator, or (None) the unprocessed mixture.
+
+    `identity`: what its scores depend on besides the row; others are not gone on with.
+    """
+
+    name: str
+    folder: Path
+    identity: str
+    separator: Separator | None = None
+    rows: dict[int, Row] = field(default_factory=dict)
+
+    def read(self) -> None:
+        """Takes what earlier runs have left, of all ranks."""
+        for path in sorted(self.folder.glob("rows*.jsonl")):
+            lines = path.read_text().splitlines()
+            if not lines or _parsed(lines[0]) != {"identity": self.identity}:
+                if distributed.rank() == 0:
+                    path.unlink(missing_ok=True)
+                continue
+            for line in lines[1:]:
+                if (entry := _parsed(line)) and isinstance(entry.get("row"), int):  # else cut off by a crash
+                    self.rows.setdefault(entry["row"], {}).update(entry["scores"])
+
+    def add(self, found: Mapping[int, Row]) -> None:
+        """Keeps scores of some rows, on disk at once."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"rows-{distributed.rank()}.jsonl"
+        new = not path.exists() or not path.stat().st_size
+        with path.open("a+b") as file:
+            if not new:
+                file.seek(-1, 2)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")  # after a crash in the middle of a line
+            lines = [json.dumps({"identity": self.identity})] if new else []
+            for row, scores in found.items():
+                self.rows.setdefault(row, {}).update(scores)
+                lines.append(json.dumps({"row": row, "scores": scores}))
+            file.write(("\n".join(lines) + "\n").encode())
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is measured: metrics by name (`row_scores.METRICS`), the output for the target alone (`clean`),
+    and what recognisers hear."""
+
+    metrics: tuple[str, ...]
+    clean: bool = False
+    recognizer: str | None = None
+
+    @property
+    def hears(self) -> str | None:
+        """The recogniser, unless what it heard comes from a file."""
+        return None if (self.recognizer or "file:").startswith("file:") else self.recognizer
+
+
+def heard_key(condition: str, recognizer: str) -> str:
+    return f"heard:{condition}:{recognizer}"
