@@ -99,6 +99,28 @@ TINY = [
 """Overrides that make everything small enough for seconds."""
 
 
+@pytest.fixture(scope="session")
+def store(corpus_folder: Path, embedder_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("commands") / "store"
+    import generator
+
+    generator.main(["-d", str(corpus_folder), "-o", str(folder), "-p", "1", "-e", str(embedder_file), *TINY])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(store: Path, embedder_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("trained")
+    import trainer
+
+    trainer.main([*train_arguments(base, store, embedder_file)])
+    return base / "chkpt" / "m" / "best.pt"
+
+
+def train_arguments(base: Path, store: Path, embedder: Path, *more: str) -> list[str]:
+    return ["-m", "m", "-b", str(base), "-e", str(embedder), *TINY, f"store.folder={store}", *more]
+
+
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Runs a script's main as the command line does: (exit code, standard output, standard error)."""

@@ -24,7 +24,7 @@ import inference
 import trainer
 from datasets.corpus import split_speakers
 from model.embedder import Embedder
-from tests.conftest import TINY, die, tone_voice, write_librispeech
+from tests.conftest import TINY, die, tone_voice, train_arguments, write_librispeech
 from utils.audio import write_audio
 from utils.checkpoint import load_checkpoint
 from utils.files import sha256_of
@@ -33,24 +33,6 @@ Runner = Callable[..., tuple[int, str, str]]
 Interrupt = Callable[[Callable[[], int]], int]
 ROOT = Path(__file__).parents[1]
 WANTED: dict[str, tuple[float, None]] = {"validation": (0.25, None), "test": (0.25, None)}
-
-
-@pytest.fixture(scope="module")
-def store(corpus_folder: Path, embedder_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("commands") / "store"
-    generator.main(["-d", str(corpus_folder), "-o", str(folder), "-p", "1", "-e", str(embedder_file), *TINY])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(store: Path, embedder_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("trained")
-    trainer.main([*train_arguments(base, store, embedder_file)])
-    return base / "chkpt" / "m" / "best.pt"
-
-
-def train_arguments(base: Path, store: Path, embedder: Path, *more: str) -> list[str]:
-    return ["-m", "m", "-b", str(base), "-e", str(embedder), *TINY, f"store.folder={store}", *more]
 
 
 @pytest.fixture

@@ -1,0 +1,343 @@
+"""Evaluation: scores of rows, what a stop leaves, word errors, comparisons and the page."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import mir_eval
+import numpy as np
+import pytest
+import soundfile
+
+import evaluate
+import trainer
+from config.load import run_script
+from model import evaluation
+from model.evaluation import Evaluation
+from model.evaluation_page import as_html
+from model.recognition import normalized, recognize, word_error_rate, word_errors
+from model.row_scores import METRICS, SIGNAL_METRICS, RowAudio, over_suppression, overlap_share, score_row
+from tests.conftest import SHARED, tone_voice, train_arguments
+from utils.metrics import CEILING_DB, SILENCE_DB
+from utils.perception import WORST_PESQ, missing_packages, pesq, stoi
+
+ROOT = Path(__file__).parents[1]
+Runner = Callable[..., tuple[int, str, str]]
+
+
+# ---------------------------------------------------------------- a row
+
+
+def row_of(
+    target: np.ndarray, interference: np.ndarray, role: str = "mixture", **outputs: np.ndarray
+) -> RowAudio:
+    wanted = dict.fromkeys(outputs, SIGNAL_METRICS)
+    return RowAudio(16000, role, target, interference, outputs, wanted, {})
+
+
+def speech(seconds: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
+    """Two people of the excerpt, which the perceptual scores want; tones where it is absent."""
+    files = sorted((SHARED / "LibriSpeech/test-other").glob("*/*/*.flac")) if SHARED.is_dir() else []
+    if not files:
+        return tone_voice(0, seconds, 0), tone_voice(3, seconds, 0)
+    first, second = (soundfile.read(path, dtype="float32")[0] for path in (files[2], files[-1]))
+    length = round(seconds * 16000)
+    return np.resize(first, length), np.resize(second, length)
+
+
+def test_a_row_s_scores_are_those_of_the_packages() -> None:
+    target, other = speech()
+    noise = 0.01 * np.random.default_rng(0).standard_normal(len(target)).astype(np.float32)
+    estimate = target + 0.2 * other + noise
+    scores = score_row(row_of(target, other, mixture=target + other, estimate=estimate))
+    assert set(scores) == {"mixture", "estimate"} and set(scores["estimate"]) == set(SIGNAL_METRICS)
+    sources, outputs = np.stack([target, other]), np.stack([estimate, estimate])
+    expected = mir_eval.separation.bss_eval_sources(sources, outputs, False)
+    for name, values in zip(("sdr", "sir", "sar"), expected[:3], strict=True):
+        assert scores["estimate"][name] == pytest.approx(values[0], abs=1e-3)
+    for name in ("pesq_wb", "pesq_nb", "stoi", "estoi", "sdr", "si_sdr", "sir"):
+        if name in scores["estimate"]:
+            assert scores["estimate"][name] > scores["mixture"][name], name
+    assert scores["mixture"]["sar"] == CEILING_DB
+    if "pesq" not in missing_packages().values():
+        import pesq as package
+
+        assert scores["estimate"]["pesq_wb"] == pytest.approx(package.pesq(16000, target, estimate, "wb"))
+
+
+def test_what_is_degenerate_has_a_documented_value() -> None:
+    target, other = speech()
+    silence = np.zeros_like(target)
+    silent = score_row(row_of(target, other, estimate=silence))["estimate"]
+    assert silent["sdr"] == silent["si_sdr"] == silent["sir"] == silent["sar"] == SILENCE_DB
+    assert silent["pesq_wb"] == silent["pesq_nb"] == WORST_PESQ and silent["stoi"] == silent["estoi"] == 0.0
+    assert silent["over_suppression"] == 100.0 and silent["level"] == -120.0
+    nobody = score_row(row_of(silence, other, estimate=target))["estimate"]
+    assert (
+        nobody["si_sdr"] == SILENCE_DB and nobody["pesq_wb"] == WORST_PESQ and nobody["over_suppression"] == 0
+    )
+    alone = score_row(row_of(target, silence, "alone", estimate=target))["estimate"]
+    assert alone["sdr"] > 60 and "sir" not in alone and alone["stoi"] > 0.99
+    absent = score_row(row_of(silence, other, "absent", estimate=other))["estimate"]
+    assert set(absent) == {"level"}
+    short = target[16000:17000]
+    found = score_row(row_of(short, other[:1000], estimate=short + other[:1000]))["estimate"]
+    assert all(np.isfinite(value) for value in found.values())
+    assert pesq(short, short, 16000, "wb") == WORST_PESQ and stoi(short, short, 16000) == 0.0
+
+
+def test_over_suppression_and_overlap_count_frames() -> None:
+    target = 0.1 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
+    output = target.copy()
+    output[:4000] *= 0.1
+    output[4000:8000] *= 0.5  # 6 dB: quieter, but there
+    assert over_suppression(output, target, 16000) == pytest.approx(0.25, abs=0.02)
+    other = np.zeros_like(target)
+    other[8000:] = target[:8000]
+    assert overlap_share(target, other, 16000) == pytest.approx(0.5, abs=0.02)
+    assert overlap_share(np.zeros(16000), other, 16000) == 0.0
+
+
+# ---------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize(
+    ("spoken", "heard", "expected"),
+    [
+        ("DON'T STOP", "don\u2019t stop!", (0, 2)),
+        ("a well-known man", "A well known, man.", (0, 4)),
+        ("one two three", "one three four", (2, 3)),
+        ("one two", "", (2, 2)),
+        ("", "noise", (1, 0)),
+    ],
+)
+def test_word_errors(spoken: str, heard: str, expected: tuple[int, int]) -> None:
+    assert word_errors(spoken, heard) == expected
+
+
+def test_the_rate_is_of_all_words_together() -> None:
+    assert word_error_rate([1, 0], [1, 9]) == 10.0 and word_error_rate([], []) == 0.0
+    assert normalized("The  'Quoted' x_y, e\u0301t\u00e9") == "the quoted x y \u00e9t\u00e9"
+
+
+def test_a_real_recogniser_on_real_speech() -> None:
+    folder = SHARED / "LibriSpeech/train-clean-100/19"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent")
+    texts = {}
+    for path in folder.rglob("*.trans.txt"):
+        texts |= dict(line.strip().split(" ", 1) for line in path.read_text().splitlines())
+    errors = words = 0
+    for path in sorted(folder.rglob("*.flac"))[:40:20]:
+        samples, rate = soundfile.read(path, dtype="float32")
+        wrong, said = word_errors(texts[path.stem], recognize("pocketsphinx", samples, rate))
+        errors, words = errors + wrong, words + said
+    assert words > 0 and errors / words < 0.5
+    assert recognize("pocketsphinx", np.zeros(16000, np.float32), 16000) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("sphinx", "recogniser 'sphinx': expected one of pocketsphinx, whisper:MODEL"),
+        ("wav2vec2:NONE", "no such bundle, torchaudio has WAV2VEC2_ASR_BASE_100H"),
+        ("file:gone.csv", "gone.csv: expected a CSV of index, condition and text"),
+    ],
+)
+def test_recognisers_that_are_not_there(
+    run: Runner, trained: Path, store: Path, tmp_path: Path, name: str, words: str
+) -> None:
+    given = [trained, "--data", store, "-o", tmp_path, "--metrics", "si_sdr", "-p", 1]
+    code, _, err = run(evaluate.main, *given, "--recognizer", name)
+    assert code == 2 and words in err
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.fixture(scope="module")
+def two(trained: Path, store: Path, embedder_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another checkpoint, trained a little longer."""
+    folder = tmp_path_factory.mktemp("two")
+    arguments = train_arguments(folder, store, embedder_file, "train.steps=9")
+    arguments[arguments.index("-m") + 1] = "longer"
+    with pytest.raises(SystemExit) as ended:
+        run_script(lambda: trainer.main([str(a) for a in arguments]))
+    assert not ended.value.code
+    return folder / "chkpt/longer/best.pt"
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "per_utterance.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_stopped_evaluation_goes_on_and_workers_change_nothing(
+    run: Runner, trained: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [trained, "--data", store, "--clean", "--recognizer", "pocketsphinx"]
+    assert run(evaluate.main, *given, "-o", tmp_path / "a", "-p", 1)[0] == 0
+    expected = (tmp_path / "a/m-best-test/per_utterance.csv").read_text()
+    assert run(evaluate.main, *given, "-o", tmp_path / "b", "-p", 2)[0] == 0
+    assert (tmp_path / "b/m-best-test/per_utterance.csv").read_text() == expected
+    # two of six rows were finished when it was stopped, one of them half written
+    for name in ("m-best-test", "mixture-test"):
+        source, target = tmp_path / "a" / name, tmp_path / "c" / name
+        target.mkdir(parents=True)
+        lines = (source / "rows-0.jsonl").read_text().splitlines()
+        (target / "rows-0.jsonl").write_text("\n".join(lines[:3]) + "\n" + lines[3][:40])
+    measured: list[list[int]] = []
+    measure = Evaluation._measure
+    monkeypatch.setattr(
+        Evaluation,
+        "_measure",
+        lambda self, rows, *more: (measured.append(rows), measure(self, rows, *more))[1],
+    )
+    assert run(evaluate.main, *given, "-o", tmp_path / "c", "-p", 1)[0] == 0
+    assert (tmp_path / "c/m-best-test/per_utterance.csv").read_text() == expected and measured
+    measured.clear()
+    assert run(evaluate.main, *given, "-o", tmp_path / "c", "-p", 1)[0] == 0 and not measured
+    # more metrics are added to what is there, another mask begins anew
+    assert run(evaluate.main, *given[:3], "-o", tmp_path / "d", "--metrics", "sdr", "-p", 1)[0] == 0
+    assert run(evaluate.main, *given, "-o", tmp_path / "d", "-p", 1)[0] == 0
+    assert (tmp_path / "d/m-best-test/per_utterance.csv").read_text() == expected
+
+
+def test_two_processes_of_torchrun_score_what_one_does(trained: Path, store: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    given = [
+        str(ROOT / "evaluate.py"),
+        str(trained),
+        "--data",
+        str(store),
+        "--metrics",
+        "sdr,stoi",
+        "-p",
+        "1",
+    ]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, how in (("one", []), ("both", launch)):
+        done = subprocess.run(
+            [sys.executable, *how, *given, "-o", str(tmp_path / name)],
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("6 mixtures") == 1
+    tables = [(tmp_path / name / "m-best-test/per_utterance.csv").read_text() for name in ("one", "both")]
+    assert tables[0] == tables[1]
+
+
+def test_checkpoints_are_compared_pair_by_pair(
+    run: Runner, trained: Path, two: Path, store: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "report.html"
+    code, out, err = run(
+        evaluate.main, trained, two, "--data", store, "-o", tmp_path, "--html", page, "-p", 1
+    )
+    assert code == 0, err
+    rows = json.loads((tmp_path / "comparison-test.json").read_text())
+    by_metric = {row["metric"]: row for row in rows}
+    assert {"sdr", "si_sdr"} <= set(by_metric) and "level" not in by_metric
+    first, second = (table(tmp_path / f"{name}-best-test") for name in ("m", "longer"))
+    gains = [float(b["sdr_after"]) - float(a["sdr_after"]) for a, b in zip(first, second, strict=True)]
+    row = by_metric["sdr"]
+    assert row["n"] == 6 and row["mean"] == pytest.approx(np.mean(gains), abs=1e-3)
+    assert row["low"] <= row["mean"] <= row["high"] and 0 <= row["p"] <= 1
+    assert "Paired differences" in out and "| mixture |" in out
+    summary = json.loads((tmp_path / "longer-best-test/summary.json").read_text())
+    assert {"data_fingerprint", "versions", "protocol", "checkpoint_sha256"} <= set(summary)
+    for name in METRICS:
+        if f"{name}_after_mean" in summary:
+            low, mean, high = (summary[f"{name}_after_{key}"] for key in ("low", "mean", "high"))
+            assert low <= mean <= high and summary[f"{name}_after_std"] >= 0
+    text = page.read_text()
+    assert text.count("<audio") == 2 * 6 * 4 and "src='http" not in text and "<table>" in text
+
+
+def test_words_are_scored_where_targets_are_whole(
+    run: Runner, trained: Path, corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuples = tmp_path / "t.csv"
+    tuples.write_text(
+        "clean_utterance,embedding_utterance,interference_utterance\n"
+        "100-7-0000,100-7-0001,101-7-0000\n102-7-0000,102-7-0001,101-7-0000\n"
+    )
+    heard = tmp_path / "heard.csv"
+    corpus_folder = Path(shutil.copytree(corpus_folder, tmp_path / "corpus"))
+    for path in corpus_folder.rglob("*-0000.flac"):
+        chapter = path.stem.rsplit("-", 1)[0]
+        path.with_name(f"{chapter}.trans.txt").write_text(f"{path.stem} ONE TWO THREE FOUR\n")
+    rows = [(0, "clean", "one two three four"), (1, "clean", "One, two; three four."), (0, "noisy", "")]
+    with heard.open("w", newline="") as file:
+        csv.writer(file).writerows([("index", "condition", "text"), *rows])
+    given = [trained, "--tuples", tuples, "-d", corpus_folder, "-o", tmp_path, "--metrics", "si_sdr", "-p", 1]
+    code, out, err = run(evaluate.main, *given, "--recognizer", f"file:{heard}")
+    assert code == 0, err
+    words = json.loads((tmp_path / "m-best-t/summary.json").read_text())["word_errors"]
+    assert words["clean"]["wer"] == 0 and words["clean"]["n"] == 2
+    assert words["noisy"]["wer"] == 100 and "Word error rate" in out
+    monkeypatch.setattr(evaluation, "recognize", lambda name, samples, rate: "one two three")
+    code, out, err = run(evaluate.main, *given, "--recognizer", "pocketsphinx", "--clean")
+    assert code == 0, err
+    words = json.loads((tmp_path / "m-best-t/summary.json").read_text())["word_errors"]
+    assert set(words) == {"clean", "noisy", "enhanced", "enhanced_clean"}
+    assert {condition["wer"] for condition in words.values()} == {25.0}
+    assert "heard_enhanced_clean" in table(tmp_path / "m-best-t")[0]
+
+
+def test_metrics_that_nobody_knows_are_refused(
+    run: Runner, trained: Path, store: Path, tmp_path: Path
+) -> None:
+    given = [trained, "--data", store, "-o", tmp_path]
+    for more, words in (
+        (["--metrics", "sdrr"], "--metrics sdrr: expected all or some of sdr, si_sdr"),
+        (["-p", 0], "-p 0: expected at least 1"),
+    ):
+        code, _, err = run(evaluate.main, *given, *more)
+        assert code == 2 and words in err
+
+
+def test_a_missing_package_leaves_its_column_out(
+    run: Runner, trained: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "missing_packages", lambda: {"pesq_wb": "pesq", "pesq_nb": "pesq"})
+    code, _, err = run(evaluate.main, trained, "--data", store, "-o", tmp_path, "-p", 1)
+    assert code == 0 and err.count("left out: the package pesq is not installed") == 1
+    assert "pesq_wb_after" not in table(tmp_path / "m-best-test")[0]
+    code, _, err = run(evaluate.main, trained, "--data", store, "-o", tmp_path, "--metrics", "pesq_wb")
+    assert code == 2 and "needs the package pesq (pip install pesq)" in err
+
+
+# ---------------------------------------------------------------- figures
+
+
+def test_a_page_shows_tables_and_text() -> None:
+    found = as_html("a < b\n\n| x | y |\n|---|---|\n| 1 |  |")
+    assert (
+        found == "<p>a &lt; b</p>\n<table><tr><th>x</th><th>y</th></tr><tr><td>1</td><td></td></tr></table>"
+    )
+
+
+def test_the_page_opens_in_a_browser(run: Runner, trained: Path, store: Path, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("there is no Chromium here")
+    page = tmp_path / "report.html"
+    given = [trained, "--data", store, "-o", tmp_path, "--metrics", "sdr", "-p", 1, "--html", page]
+    assert run(evaluate.main, *given)[0] == 0
+    done = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert done.stdout.count("<audio") == 24 and done.stdout.count("<img") == 7
+    assert "CONSOLE" not in done.stderr
