@@ -37,6 +37,8 @@ $(VENV)/bin/python:
 # stamps are written last, so that an interrupted installation is repeated
 $(VENV)/.runtime: requirements.txt | $(VENV)/bin/python
 	$(RUN) -m pip install --disable-pip-version-check -q -r requirements.txt
+	@$(RUN) -m pip install --disable-pip-version-check -q 'pesq>=0.0.4' \
+		|| echo "NOTE: pesq, which compiles C, was not installed: evaluate.py leaves PESQ out" >&2
 	@touch $@
 
 $(VENV)/.development: requirements-dev.txt $(VENV)/.runtime

@@ -5,17 +5,13 @@ Every command is printed before it runs, and each one reuses what an earlier run
 
 from __future__ import annotations
 
-import shlex
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from config.load import argument_parser, load_config, parse_arguments, run_script
 from datasets.download import choose_corpus
-from utils.errors import UserError
+from scripts.commands import command
 from utils.files import fingerprint, read_json
 
 CONFIG, DEBIAN_CONFIG = "config/compact.yaml", "config/demo-debian.yaml"
@@ -57,23 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     finish(results, scores, store, corpus, time.monotonic() - start)
     return 0
-
-
-def command(script: str, *arguments: str) -> None:
-    """Prints and runs one of the project's scripts; a failure ends the demo with the script's exit code."""
-    print(f"$ python {shlex.join([script, *arguments])}", flush=True)
-    with subprocess.Popen([sys.executable, script, *arguments]) as child:
-        # told to stop, a script saves first: pass the word on (Ctrl-C reaches it by itself) and wait
-        before = signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number))
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        code = child.wait()
-    signal.signal(signal.SIGTERM, before)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    if code == 2:
-        raise UserError(f"the demo stopped: {script} could not go on (its reason stands above)")
-    if code:
-        sys.exit(code)
-    print(flush=True)
 
 
 def finish(results: Path, scores: Path, store: Path, corpus: Path, seconds: float) -> None:
