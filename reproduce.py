@@ -128,8 +128,8 @@ class Plan:
         return ["-e", self.embedder] if self.embedder and self.conditioned else []
 
     def runs(self) -> list[TableRow]:
-        """One row of every run."""
-        return list({row.run: row for row in self.table.rows}.values())
+        """The first row of every run."""
+        return list({row.run: row for row in reversed(self.table.rows)}.values())[::-1]
 
     def checkpoint(self, row: TableRow, seed: int) -> Path:
         place = self.folder / "chkpt" / row.run

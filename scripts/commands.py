@@ -23,5 +23,5 @@ def command(script: str, *arguments: str) -> None:
     if code == 2:
         raise UserError(f"stopped: {script} could not go on (its reason stands above)")
     if code:
-        sys.exit(code)
+        sys.exit(code if code > 0 else 128 - code)  # killed by a signal: as a shell says it
     print(flush=True)

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from config.schema import Config
 from model.separator import build_network
 
-EMBEDDING_DIM = 256
+EMBEDDING_DIM, FRAMES = 256, 32
 CPU_RATE, GPU_RATE = 0.5e12, 40e12
 """Operations a second that a training reaches: measured with bf16 on two cores of an AMD EPYC (the
 full-size network, 1.15 s an example); assumed of a GPU, where nothing was measured."""
@@ -76,8 +76,9 @@ def forward_operations(config: Config) -> float:
     for module in network.modules():
         if isinstance(module, nn.LSTM):
             module.register_forward_hook(count)
-    shape = (1, frames, bins, 2) if network.planes == 2 else (1, frames, bins)
+    few = min(frames, FRAMES)  # all layers go over time
+    shape = (1, few, bins, 2) if network.planes == 2 else (1, few, bins)
     embedding = torch.zeros(1, EMBEDDING_DIM) if network.embedding_dim else None
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(shape), embedding)
-    return float(counter.get_total_flops()) + recurrent[0]
+    return (float(counter.get_total_flops()) + recurrent[0]) * frames / few
