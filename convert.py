@@ -3,6 +3,7 @@
 python convert.py chkpt_55000.pt -e embedder.pt -o converted.pt     # the public VoiceFilter re-implementation
 python convert.py model.onnx -e embedder.onnx -o converted.pt       # ailia's two ONNX graphs
 python convert.py embedder.pt -o mine.pt                            # an embedder alone
+python convert.py chkpt/NAME/best.pt -o NAME.safetensors --half     # ours, to be handed on: weights alone
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from model.foreign import load_embedder
 from model.foreign_separators import is_foreign, read_foreign
 from model.foreign_settings import settings_file
 from model.onnx_network import OnnxGraph
-from model.separator import FORMAT
-from utils.checkpoint import load_checkpoint, save_checkpoint
+from model.separator import FORMAT, Separator
+from utils.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from utils.errors import UserError
 
 
@@ -28,8 +29,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for given in (path, options.embedder_path, options.config):
         if given and out.resolve() == Path(given).resolve():
             raise UserError(f"{given}: would be overwritten by the result; name another file with -o")
-    content = convert_separator(path, options) if is_separator(path) else convert_embedder(path, options)
-    save_checkpoint(out, content)
+    if options.half and out.suffix != ".safetensors":
+        raise UserError(f"--half: is for a file named .safetensors, not {out}")
+    own = own_separator(path) if out.suffix == ".safetensors" else None
+    content = own or (
+        convert_separator(path, options) if is_separator(path) else convert_embedder(path, options)
+    )
+    if out.suffix == ".safetensors":
+        save_weights(out, content, options.half)
+    else:
+        save_checkpoint(out, content)
     print(out)
     return 0
 
@@ -40,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     add("checkpoint", metavar="FILE", help="a separator or an embedder, recognised by its keys")
     add("-e", "--embedder_path", help="the embedder that a separator was trained with")
     add("-o", "--out", required=True, metavar="CKPT", help="the file to write")
+    add("--half", action="store_true", help="store matrices with 16 bits (.safetensors)")
     add("-c", "--config", metavar="YAML", help="the other project's YAML file, where FILE carries none")
     add(
         "--activation",
@@ -47,6 +57,16 @@ def _parser() -> argparse.ArgumentParser:
         help="of a fork's convolutions, which weights do not tell (default: what FILE says, else relu)",
     )
     return parser
+
+
+def own_separator(path: Path) -> dict[str, Any] | None:
+    """What is handed on of a checkpoint of this project, without the state of its training; None for
+    another."""
+    if path.suffix.lower() == ".onnx" or (content := load_checkpoint(path)).get("format") != FORMAT:
+        return None
+    kept = ("training_speakers", "step", "validation", "code")
+    own = Separator.from_content(content, str(path)).content()
+    return own | {name: content[name] for name in kept if name in content}
 
 
 def is_separator(path: Path) -> bool:

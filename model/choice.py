@@ -13,9 +13,12 @@ from model.foreign import load_embedder
 from model.foreign_separators import foreign_from_content, is_foreign, read_foreign
 from model.foreign_settings import Settings, settings_file
 from model.onnx_network import OnnxGraph
-from model.separator import FORMAT, RUNS, Separator, checkpoint_of
+from model.separator import FORMAT, RUNS, SHIPPED, Separator, checkpoint_of
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
+
+DEFAULT = "compact"
+"""Of the weights that come with this project."""
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +27,7 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--checkpoint_path",
         metavar="CKPT",
-        help="a file, or the name of a run (default: newest chkpt/*/best.pt)",
+        help=f"a file, the name of a run, or of weights that come with this project (default: {DEFAULT})",
     )
     add("-e", "--embedder_path", help="an embedder instead of the checkpoint's own; a foreign one needs it")
     add("--backend", choices=["torch", "onnx"], help="what runs the networks (default: torch)")
@@ -32,10 +35,12 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_checkpoint(options: argparse.Namespace) -> Path:
-    """Raises UserError where none is named and there is none."""
+    """The one that is named, else the weights of this project, else the newest that was trained here. Raises
+    UserError where there is none."""
     if options.checkpoint_path:
         return checkpoint_of(options.checkpoint_path)
-    return newest_checkpoint(RUNS)
+    shipped = SHIPPED / f"{DEFAULT}.safetensors"
+    return shipped if shipped.is_file() else newest_checkpoint(RUNS)
 
 
 def newest_checkpoint(folder: Path) -> Path:

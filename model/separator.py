@@ -49,13 +49,16 @@ CHUNKS_AT_ONCE = 8
 
 
 RUNS = Path("chkpt")
+SHIPPED = Path(__file__).parents[1] / "weights"
+"""Of this project: NAME.safetensors, see weights/README.md."""
 Samples = TypeVar("Samples", np.ndarray, Tensor)
 
 
 def checkpoint_of(name: Path | str) -> Path:
-    """A file, or, where there is no such file, the best checkpoint of the run of that name."""
-    run = RUNS / name / "best.pt"
-    return run if not Path(name).is_file() and run.is_file() else Path(name)
+    """A file, or, where there is no such file, the best checkpoint of the run of that name, or weights of
+    that name that come with this project."""
+    named = (Path(name), RUNS / name / "best.pt", SHIPPED / f"{name}.safetensors")
+    return next((path for path in named if path.is_file()), Path(name))
 
 
 def build_network(options: Network, bins: int, embedding_dim: int) -> MaskNetwork:

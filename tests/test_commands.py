@@ -18,11 +18,13 @@ import pytest
 import soundfile
 import torch
 
+import convert
 import evaluate
 import generator
 import inference
 import trainer
 from datasets.corpus import split_speakers
+from model import choice, separator
 from model.embedder import Embedder
 from tests.conftest import TINY, die, tone_voice, train_arguments, write_librispeech
 from utils.audio import write_audio
@@ -223,11 +225,19 @@ def test_any_rate_and_channels_come_back_as_they_went_in(run: Runner, trained: P
         assert (info.samplerate, info.channels, info.frames) == (44100, 2, len(stereo))
 
 
-def test_the_newest_best_checkpoint_is_the_default(
+def test_the_shipped_weights_are_the_default_else_the_newest_best_checkpoint(
     run: Runner, trained: Path, voices: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(trained.parents[2])
     arguments = ("-m", voices / "mixed.wav", "-r", voices / "reference.wav", "-o", voices / "out")
+    shipped = voices / "weights/compact.safetensors"
+    assert run(convert.main, trained, "-o", shipped)[0] == 0
+    for module in (choice, separator):
+        monkeypatch.setattr(module, "SHIPPED", shipped.parent)
+    monkeypatch.chdir(trained.parents[2])
+    assert f"{shipped}: mixture" in run(inference.main, *arguments)[1]
+    assert f"{shipped}: mixture" in run(inference.main, *arguments, "--checkpoint_path", "compact")[1]
+    for module in (choice, separator):
+        monkeypatch.setattr(module, "SHIPPED", voices / "none")
     code, out, _ = run(inference.main, *arguments)
     assert code == 0 and "chkpt/m/best.pt" in out
     monkeypatch.chdir(voices)

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -763,3 +764,44 @@ def test_the_front_end_of_a_graph_is_the_re_implementation_s(tmp_path: Path) -> 
     embedder = load_embedder(str(embedder_graph(tmp_path / "embedder.onnx")))
     assert isinstance(embedder.front, MelSpectrogram) and embedder.front.log
     assert (embedder.n_fft, embedder.hop_length, embedder.shortest) == (512, 160, 80)
+
+
+# ---------------------------------------------------------------- ours, to be handed on
+
+
+def test_weights_are_handed_on_without_their_training(run: Runner, trained: Path, tmp_path: Path) -> None:
+    whole, half = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    assert run(convert.main, trained, "-o", whole)[0] == 0
+    assert run(convert.main, trained, "-o", half, "--half")[0] == 0
+    assert half.stat().st_size < 0.6 * whole.stat().st_size < trained.stat().st_size
+    ours, exact, near = (Separator.load(path) for path in (trained, whole, half))
+    for key, value in ours.state_dict().items():
+        assert torch.equal(exact.state_dict()[key], value), key
+        assert near.state_dict()[key].dtype == value.dtype
+        torch.testing.assert_close(near.state_dict()[key], value, atol=1e-4, rtol=1e-3)
+    content = load_checkpoint(whole)
+    assert content["training_speakers"] == load_checkpoint(trained)["training_speakers"]
+    assert "training" not in content and content["config"] == ours.config.model_dump()
+    again = tmp_path / "c.safetensors"  # what was handed on can be handed on
+    assert run(convert.main, whole, "-o", again)[0] == 0 and again.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "text", "empty"])
+def test_damaged_weights_are_refused(run: Runner, trained: Path, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "w.safetensors"
+    assert run(convert.main, trained, "-o", path)[0] == 0
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif damage == "other":
+        save_file({"x": torch.zeros(2)}, path)
+    else:
+        path.write_text("no weights" if damage == "text" else "")
+    with pytest.raises(UserError, match=r"cut off, damaged, or another|it is empty"):
+        Separator.load(path)
+
+
+def test_only_weights_have_16_bits(run: Runner, trained: Path, tmp_path: Path) -> None:
+    code, _, err = run(convert.main, trained, "-o", tmp_path / "x.pt", "--half")
+    assert code == 2 and "--half: is for a file named .safetensors" in err
+    code, _, err = run(convert.main, trained, "-o", tmp_path / "x.pt")
+    assert code == 2 and "is a checkpoint of this project already" in err

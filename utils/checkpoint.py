@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 
 from utils.errors import UserError
@@ -47,6 +49,48 @@ def save_checkpoint(
         name_also(Path(path), copy)
 
 
+def save_weights(path: Path | str, content: dict[str, Any], half: bool = False) -> None:
+    """Writes a checkpoint as a safetensors file, which holds nothing but numbers and a text: what is to be
+    handed on. `half` stores matrices as float16.
+
+    Raises ValueError for content that is neither tensors nor JSON.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    tree = json.dumps(_without_tensors(content, "", tensors, half))
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(safetensors.torch.save(tensors, {"content": tree}))
+
+
+def _without_tensors(value: Any, name: str, tensors: dict[str, torch.Tensor], half: bool) -> Any:
+    """Its dicts and values without the tensors, which are taken by their place, such as network/out.bias."""
+    if isinstance(value, dict):
+        found = {}
+        for key, part in value.items():
+            place = f"{name}/{key}" if name else str(key)
+            if isinstance(part, torch.Tensor):
+                small = half and part.ndim > 1 and part.dtype == torch.float32
+                tensors[place] = (part.half() if small else part).contiguous().clone()
+            else:
+                found[str(key)] = _without_tensors(part, place, tensors, half)
+        return found
+    if isinstance(value, torch.Tensor):
+        raise ValueError(f"{name}: a tensor outside a dict")
+    return value
+
+
+def _read_weights(path: Path | str) -> dict[str, Any]:
+    with safetensors.safe_open(str(path), "pt") as file:
+        content: dict[str, Any] = json.loads((file.metadata() or {})["content"])
+        for place in file.keys():  # noqa: SIM118 (it is no dict)
+            *folders, key = place.split("/")
+            part = content
+            for folder in folders:
+                part = part.setdefault(folder, {})
+            tensor = file.get_tensor(place)
+            part[key] = tensor.float() if tensor.dtype == torch.float16 else tensor
+    return content
+
+
 def name_also(path: Path, other: Path) -> None:
     """Gives a file a second name, at once, in the place of what had it; a copy where there are no hard
     links."""
@@ -59,7 +103,8 @@ def name_also(path: Path, other: Path) -> None:
 
 
 def load_checkpoint(path: Path | str, verify: bool = False) -> dict[str, Any]:
-    """Reads a PyTorch file (zip or the older pickle format) onto the CPU with `weights_only=True`.
+    """Reads a PyTorch file (zip or the older pickle format) onto the CPU with `weights_only=True`, or what
+    `save_weights` wrote.
 
     `verify` compares the checksums of a zip, which torch does not look at. Raises UserError for a missing,
     truncated or unreadable file and for one that would run code.
@@ -67,6 +112,8 @@ def load_checkpoint(path: Path | str, verify: bool = False) -> dict[str, Any]:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
+        if Path(path).suffix == ".safetensors":
+            return _read_weights(path)
         if verify and zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if bad := archive.testzip():
@@ -92,6 +139,8 @@ def _reason(path: Path | str, error: Exception) -> str:
         start = file.read(8)
     if not start:
         return "it is empty"
+    if Path(path).suffix == ".safetensors":
+        return "it is cut off, damaged, or another project's"
     if not start.startswith((b"PK", b"\x80")):
         graph = Path(path).suffix.lower() == ".onnx"
         return "no PyTorch file; convert.py reads ONNX graphs" if graph else "no PyTorch file"
