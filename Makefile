@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 CORPUS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types clean
+.PHONY: help setup demo weights test lint types clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 8
@@ -14,6 +14,9 @@ setup: $(VENV)/.runtime ## make .venv and install requirements.txt
 
 demo: $(VENV)/.runtime ## train, score and separate on real speech (CORPUS=/path: your own, LibriSpeech layout)
 	@$(RUN) -m scripts.demo $(if $(CORPUS),--corpus "$(CORPUS)")
+
+weights: $(VENV)/.runtime ## train the weights that are shipped (CORPUS=/path/to/train-clean-100)
+	@$(RUN) -m scripts.weights --corpus "$(CORPUS)"
 
 test: lint types ## lint, types and all tests
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal

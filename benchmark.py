@@ -12,6 +12,7 @@ embedder: milliseconds an utterance, one by one and batched, in fp32 and bf16.
 masks: scores of ideal masks on the mixtures of a store's test split, which bound what can be learnt.
 trainer: a step on a store beside the earlier implementation's and the machine's floor.
 inference: real-time factor and peak memory of whole commands, from seconds to an hour.
+scoring: SDR, SIR and SAR of an utterance, beside mir_eval.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from model.oracle import score_ideal_masks
 from model.scoring import METRICS, score_mixtures
 from model.spectral import Spectral
 from scripts.inference_benchmark import inference_markdown, measure_inference
+from scripts.scoring_benchmark import measure_scoring, scoring_markdown
 from scripts.trainer_benchmark import measure_trainer, trainer_markdown
 from utils.audio import read_mono
 from utils.device import autocast, choose_device, has_fast_bf16
@@ -344,6 +346,7 @@ MEASUREMENTS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], Ca
     "masks": (score_masks, masks_markdown),
     "trainer": (time_trainer, trainer_markdown),
     "inference": (time_inference, inference_markdown),
+    "scoring": (lambda options: {"machine": machine(), **measure_scoring()}, scoring_markdown),
 }
 
 
