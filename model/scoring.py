@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from datasets.live import RenderedSplit
 from datasets.store import StoredSplit
-from model.separator import Separator
 from utils import distributed
 from utils.errors import UserError
 from utils.metrics import SILENCE_DB, accepted_share, bootstrap_interval, level, sdr, si_sdr
@@ -27,22 +26,6 @@ def score_mixtures(
 ) -> Scores:
     """Scores of the unprocessed mixtures (see `score_outputs`)."""
     return score_outputs(split, lambda mixture, rows: mixture, "score mixtures", batch, examples)
-
-
-@torch.inference_mode()
-def score_estimates(
-    separator: Separator, split: StoredSplit | RenderedSplit, embeddings: np.ndarray | None, batch: int = 20
-) -> Scores:
-    """Scores of the separator's estimates, `embeddings` [n, D] being those of the references, if it has
-    any; leaves it in evaluation mode."""
-    separator.eval()
-    device = separator.device
-
-    def estimate(mixture: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        vectors = None if embeddings is None else torch.from_numpy(embeddings[rows]).to(device)
-        return separator(mixture.to(device), vectors).cpu()
-
-    return score_outputs(split, estimate, "score estimates", batch)
 
 
 def score_outputs(
