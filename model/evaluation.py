@@ -94,6 +94,7 @@ class Evaluation:
             keys |= {"impostors"}
         if system.name == MIXTURE:
             keys |= {"overlap"} if role == "mixture" else set()
+            keys |= {"target_similarity"} if "similarity" in keys else set()
         elif self.wanted.clean and role != "absent":
             keys |= {f"sdr_{CLEAN}", f"si_sdr_{CLEAN}"}
         if (name := self.wanted.hears) and self.data.texts[row] and role != "absent":
@@ -142,7 +143,7 @@ class Evaluation:
                 futures[row].append((MIXTURE, "overlap", job))
             futures[row] += self._heard(row, place, lacking, target, mixture, outputs, clean, pool)
         if self.listener is not None and any(set(LISTENED) & keys for keys in lacking.values()):
-            self._listen(rows, interference, outputs, found)
+            self._listen(rows, target, interference, outputs, found)
         return _Batch(rows, found, futures)
 
     def _heard(
@@ -194,6 +195,7 @@ class Evaluation:
     def _listen(
         self,
         rows: list[int],
+        target: Tensor,
         interference: Tensor,
         outputs: Mapping[str, Tensor],
         found: dict[str, dict[int, Row]],
@@ -203,6 +205,12 @@ class Evaluation:
         references = torch.from_numpy(self.embeddings[self.listener.fingerprint()])
         unit = torch.nn.functional.normalize(references, dim=-1)
         other = self._embedded(interference)
+        if MIXTURE in outputs:  # how well voices are told apart where nobody disturbs
+            alone = self._embedded(target)
+            for place, row in enumerate(rows):
+                scores = found[MIXTURE][row]
+                scores["target_similarity"] = float(alone[place] @ unit[row])
+                scores["target_impostors"] = (unit[self.impostors[row]] @ alone[place]).tolist()
         for name, output in outputs.items():
             own = self._embedded(output)
             for place, row in enumerate(rows):

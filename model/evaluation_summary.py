@@ -108,7 +108,10 @@ def _voices(before: System, after: System, mixtures: np.ndarray) -> Summary:
         both = np.isfinite(own) & np.isfinite(other)
         if both.any():
             found[f"wrong_voice_share_{label}"] = float((other > own)[both].mean())
-        strangers = [np.array(system.rows[int(row)].get("impostors", ())) for row in mixtures]
+    voices = {"before": (before, ""), "after": (after, ""), "clean": (before, "target_")}
+    for label, (system, of) in voices.items():
+        own = values(system, f"{of}similarity", mixtures)
+        strangers = [np.array(system.rows[int(row)].get(f"{of}impostors", ())) for row in mixtures]
         scores = np.concatenate([own[np.isfinite(own)], *strangers])
         same = np.arange(len(scores)) < np.isfinite(own).sum()
         if same.any() and not same.all():

@@ -71,7 +71,8 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
     if "verification_eer_after" in summary:
         lines.append(
             f"Speaker verification, EER: {100 * summary['verification_eer_before']:.2f} % on mixtures, "
-            f"{100 * summary['verification_eer_after']:.2f} % on estimates "
+            f"{100 * summary['verification_eer_after']:.2f} % on estimates, "
+            f"{100 * summary['verification_eer_clean']:.2f} % on clean targets "
             f"({summary['verification_trials']} trials)."
         )
     if len(summary.get("by_sex", ())) > 1:
