@@ -251,7 +251,8 @@ class Plan:
                 "",
             ]
             shown = [c for c in self.table.columns if "WER" not in c or protocol == "padded"]
-            papers = protocol == self.table.protocols[0]  # whose protocol this is
+            figures = [self.table.baseline, *(row.published for row in self.table.rows)]
+            papers = protocol == self.table.protocols[0] and any(figures)  # whose protocol this is
 
             def line(label: str, ours: Sequence[str], published: Sequence[str], papers: bool = papers) -> str:
                 pairs = zip(ours, published, strict=True)
