@@ -1,0 +1,65 @@
+"""The weights that come with this project: what they are, and that they separate."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import inference
+from model.presence import Calibration
+from model.separator import SHIPPED, Separator
+from tests.conftest import SHARED
+from utils.audio import write_audio
+from utils.checkpoint import load_checkpoint
+from utils.metrics import si_sdr
+
+Runner = Callable[..., tuple[int, str, str]]
+FILE = SHIPPED / "compact.safetensors"
+
+
+def voices() -> list[list[np.ndarray]]:
+    """Of each person of the excerpt of test-other two utterances of 3 s."""
+    folder = SHARED / "LibriSpeech/test-other"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent")
+    found = []
+    for person in sorted(folder.iterdir()):
+        signals = (soundfile.read(path, dtype="float32")[0] for path in sorted(person.rglob("*.flac")))
+        found.append([signal[:48000] for signal in signals if len(signal) >= 48000][:2])
+    return found
+
+
+def test_they_are_small_and_say_whom_they_heard() -> None:
+    assert FILE.stat().st_size <= 25e6 and (SHIPPED / "README.md").is_file()
+    content = load_checkpoint(FILE)
+    heard = set(content["training_speakers"])
+    assert len(heard) > 200 and not heard & {"19", "26", "27"}
+    Calibration.from_content(content["presence"], str(FILE))  # --presence works at once
+
+
+def test_they_separate_people_whom_they_never_heard(run: Runner, tmp_path: Path) -> None:
+    people = voices()
+    heard = set(load_checkpoint(FILE)["training_speakers"])
+    assert not heard & {path.name for path in (SHARED / "LibriSpeech/test-other").iterdir()}
+    separator, gains = Separator.load("compact"), []
+    for (reference, target), (_, other) in itertools.permutations(people, 2):
+        mixture = target + other
+        estimate = separator.separate(mixture, reference, rate=16000)
+        wave = torch.from_numpy(target)
+        gains.append(
+            (si_sdr(torch.from_numpy(estimate), wave) - si_sdr(torch.from_numpy(mixture), wave)).item()
+        )
+    assert np.mean(gains) > 2.0 and np.mean(np.array(gains) > 0) > 0.6
+    (reference, target), (_, other) = people[:2]
+    write_audio(tmp_path / "mixed.wav", target + other, 16000)
+    write_audio(tmp_path / "reference.wav", reference, 16000)
+    given = ["-m", tmp_path / "mixed.wav", "-r", tmp_path / "reference.wav", "-o", tmp_path / "out"]
+    code, out, _ = run(inference.main, *given, "--presence")
+    assert code == 0 and "weights/compact.safetensors" in out and "the voice is" in out
+    assert (tmp_path / "out/estimate.wav").is_file()
