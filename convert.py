@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from config.load import argument_parser, parse_arguments, run_script
+from config.schema import Store
 from model.foreign import load_embedder
 from model.foreign_separators import is_foreign, read_foreign
 from model.foreign_settings import settings_file
@@ -66,6 +67,9 @@ def own_separator(path: Path) -> dict[str, Any] | None:
         return None
     kept = ("training_speakers", "step", "validation", "code")
     own = Separator.from_content(content, str(path)).content()
+    for kind in ("corpus", "noise", "music", "rirs"):
+        own["config"]["data"][kind] = []  # where they lay is nobody's business
+    own["config"]["store"]["folder"] = Store().folder
     return own | {name: content[name] for name in kept if name in content}
 
 

@@ -55,7 +55,7 @@ def test_they_separate_people_whom_they_never_heard(run: Runner, tmp_path: Path)
         gains.append(
             (si_sdr(torch.from_numpy(estimate), wave) - si_sdr(torch.from_numpy(mixture), wave)).item()
         )
-    assert np.mean(gains) > 2.0 and np.mean(np.array(gains) > 0) > 0.6
+    assert np.mean(gains) > 1.0 and np.mean(np.array(gains) > 0) > 0.5
     (reference, target), (_, other) = people[:2]
     write_audio(tmp_path / "mixed.wav", target + other, 16000)
     write_audio(tmp_path / "reference.wav", reference, 16000)
