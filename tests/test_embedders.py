@@ -377,7 +377,7 @@ def test_references_are_converted(tmp_path: Path, rate: int, channels: int) -> N
     [
         (np.zeros(RATE), "is silent; at least 0.4 s"),
         (tone_voice(0, 0.3, 0), r"0\.\d\d s of speech, at least 0.4 s is needed"),
-        (np.full(RATE, np.nan), "16000 of 16000 samples are NaN"),
+        (np.full(RATE, np.nan), "holds NaN or infinite samples, the first after 0.0 s"),
         (np.zeros(0), "holds no samples"),
     ],
 )
@@ -385,6 +385,14 @@ def test_a_poor_reference_is_refused(tmp_path: Path, samples: np.ndarray, words:
     soundfile.write(tmp_path / "r.wav", samples, RATE, subtype="FLOAT")
     with pytest.raises(UserError, match=words):
         read_reference(tmp_path / "r.wav", RATE)
+
+
+def test_a_reference_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.wav"
+    soundfile.write(path, tone_voice(1, 2.0, 0), RATE)
+    path.write_bytes(path.read_bytes()[:32044])
+    with pytest.raises(UserError, match=r"is cut off after 1\.0 of 2\.0 s"):
+        read_reference(path, RATE)
 
 
 def test_a_clipped_reference_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
