@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.linalg import LinAlgError, cholesky, eigh, solve_triangular, toeplitz
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 SILENCE_DB = -60.0
@@ -87,11 +89,18 @@ def _explained(estimate: Tensor, sources: Sequence[Tensor]) -> list[Tensor]:
     shape, length = estimate.shape[:-1], estimate.shape[-1]
     size = next_fast_len(length + FILTER_TAPS, real=True)
     rows = [_of_energy_1(signal).reshape(-1, length).cpu().numpy() for signal in (estimate, *sources)]
-    energies = [
-        _explained_energies(*(rfft(row, size) for row in each), size=size) for each in zip(*rows, strict=True)
-    ]
+    with _libraries().limit(limits=1, user_api="blas"):  # matrices this small are faster without threads
+        energies = [
+            _explained_energies(*(rfft(row, size) for row in each), size=size)
+            for each in zip(*rows, strict=True)
+        ]
     found = torch.from_numpy(np.array(energies).reshape(-1, len(sources)))
     return [energy.clamp(0, 1).reshape(shape).to(estimate.device) for energy in found.unbind(1)]
+
+
+@lru_cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def _explained_energies(mixed: np.ndarray, *spectra: np.ndarray, size: int) -> np.ndarray:
