@@ -7,10 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.mask_network import MaskNetwork
-
-EMBEDDING_SCALE = 10.0
-"""A unit vector has small entries: scaled, they are about one."""
+from model.mask_network import EMBEDDING_SCALE, MaskNetwork
 
 
 class FilmBlstm(MaskNetwork):

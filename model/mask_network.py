@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from model.spectral import compressed
 
 Scale = Literal["linear", "power", "log", "db"]
+EMBEDDING_SCALE = 10.0
+"""A unit vector has small entries: scaled, they are about one."""
 Module = TypeVar("Module", bound=nn.Module)
 
 
