@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from config.load import argument_parser, parse_arguments, run_script
 from datasets.dataset import different_references
@@ -24,6 +23,7 @@ from model.separator import Separator, checkpoint_of
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.device import choose_device
 from utils.errors import UserError
+from utils.progress import progress_bar
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,7 +75,7 @@ def collect(
     asked = {row: speaker(recipes[row].reference) for row in rows}
     chance = np.random.default_rng(0)
     found: tuple[list[Evidence], list[Evidence]] = ([], [])
-    for row in tqdm(rows, unit="mixture", desc="presence", leave=False):
+    for row in progress_bar(rows, unit="mixture", desc="presence", leave=False):
         others = [other for other in rows if asked[other] not in people[row] | {asked[row]}]
         if not others:
             continue

@@ -44,6 +44,7 @@ from utils.device import choose_device, device_name, is_out_of_memory, keep_memo
 from utils.errors import UserError
 from utils.files import write_csv
 from utils.logger import RunLogger, Speed
+from utils.progress import progress_bar
 from utils.signals import Interrupted, StopSignals
 
 
@@ -249,7 +250,7 @@ class Run:
         self.mark = time.monotonic()
         with (
             self.signals.caught(),
-            tqdm(
+            progress_bar(
                 desc="train", total=self.last_step, initial=self.step, unit="step", disable=not self.first
             ) as bar,
         ):
@@ -372,7 +373,9 @@ class Run:
         best = f"{self.describe()}, " if self.best > -math.inf else ""
         values = values | self.speed.read()
         speed = f"{values['examples_per_second']:.3g} examples/s"
-        bar.set_postfix_str(f"loss {values['loss']:.4f}, {best}{speed}, {self.progress:.0%} done")
+        bar.set_postfix_str(
+            f"loss {values['loss']:.4f}, {best}{speed}, {self.progress:.0%} done", refresh=False
+        )
         log.scalars(self.step, values, "train")
 
 

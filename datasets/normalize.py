@@ -26,8 +26,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tqdm import tqdm
-
 from config.load import argument_parser, differences, parse_arguments, run_script
 from datasets.scan import check_file
 from datasets.tree import is_text
@@ -43,6 +41,7 @@ from utils.audio import (
 from utils.errors import UserError
 from utils.files import atomic_file, write_csv
 from utils.processes import cores, worker_pool
+from utils.progress import progress_bar
 
 PROCESSES = cores()
 RECORD, REPORT = ".normalize.jsonl", "normalize.csv"
@@ -170,7 +169,7 @@ def normalize_tree(source: Path, target: Path, settings: Settings, processes: in
     taken = {task.path for task in left}
     rows = {task.path: done[task.path] for task in tasks if task.path not in taken}
     with (target / RECORD).open("a", encoding="utf-8") as record:
-        for row in tqdm(_run(left, processes), "normalize", len(left), unit="file"):
+        for row in progress_bar(_run(left, processes), "normalize", len(left), unit="file"):
             rows[row.path] = row
             if row.kind != "failed":
                 record.write(json.dumps(asdict(row)) + "\n")

@@ -13,11 +13,10 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from utils.audio_check import Examined, examine_audio
 from utils.errors import UserError
 from utils.processes import cores, worker_pool
+from utils.progress import progress_bar
 
 DEFAULT_CACHE = Path("data/index.sqlite")
 CHECKS = ("full", "quick")
@@ -215,7 +214,7 @@ def scan_files(
             else:
                 results[number] = found
         known = len(paths) - len(stamps)
-        with tqdm(total=len(paths), initial=known, desc="check", unit="file") as progress:
+        with progress_bar(total=len(paths), initial=known, desc="check", unit="file") as progress:
             for number, found in _check_all(paths, list(stamps), check, processes):
                 results[number] = found
                 # without a digest it was not even opened, and the right to do so may come without a new mtime

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from datasets.corpus import Utterance
 from datasets.mixture import Example, render
@@ -23,6 +22,7 @@ from datasets.tables import read_utterances
 from utils.errors import UserError
 from utils.files import atomic_file, atomic_folder, read_json, sha256_of, write_json
 from utils.processes import worker_pool
+from utils.progress import progress_bar
 
 Features = Callable[[Example], dict[str, np.ndarray]]
 """What to store of an example: name -> array, the same names for all examples of a split."""
@@ -197,7 +197,7 @@ def write_recipes(path: Path, recipes: Iterable[Recipe], count: int, expected: s
     with atomic_file(path) as temporary:
         with (
             temporary.open("w", encoding="utf-8", newline="\n") as file,
-            tqdm(desc=f"draw {path.parent.name}", total=count, unit="recipe", leave=False) as bar,
+            progress_bar(desc=f"draw {path.parent.name}", total=count, unit="recipe", leave=False) as bar,
         ):
             for recipe in recipes:
                 file.write(recipe.to_line() + "\n")
@@ -227,7 +227,7 @@ def write_shards(writer: SplitWriter, workers: Workers) -> int:
     missing = [number for number in own if not writer.is_written(number, sizes[number])]
     of = f" ({writer.rank + 1} of {writer.ranks})" if writer.ranks > 1 else ""
     total = sum(sizes[number] for number in own)
-    with tqdm(desc=f"render {writer.folder.name}{of}", total=total, unit="mixture") as bar:
+    with progress_bar(desc=f"render {writer.folder.name}{of}", total=total, unit="mixture") as bar:
         bar.update(total - sum(sizes[number] for number in missing))
         for count in workers.write(writer, missing):
             bar.update(count)

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from config.load import differences
 from datasets.corpus import Utterance
@@ -30,6 +29,7 @@ from datasets.shards import read_shard, shard_name
 from datasets.tables import read_utterances
 from utils.errors import UserError
 from utils.files import read_json, sha256_of, write_json
+from utils.progress import progress_bar
 
 SPLITS = ("train", "validation", "test")
 WAVEFORMS = ("mixture_wave", "target_wave")
@@ -256,7 +256,7 @@ def verify_split(folder: Path) -> list[Path]:
     size, examples = _entry(index, "front_end")["shard_size"], _entry(index, "examples")
     fingerprint, bad = sha256_of(index)[:16], [] if whole else [recipes]
     sizes = shard_sizes(examples, size)
-    for number, count in enumerate(tqdm(sizes, f"verify {folder.name}", unit="shard")):
+    for number, count in enumerate(progress_bar(sizes, f"verify {folder.name}", unit="shard")):
         shard = folder / shard_name(number)
         content = read_shard(shard, fingerprint, count)
         digests = content["sha256"] if content else {"": ""}

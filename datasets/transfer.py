@@ -26,6 +26,7 @@ from typing import IO, BinaryIO
 from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.progress import progress_bar
 
 # ---- transfer
 READ_TIMEOUT = 30.0  # seconds without a byte before a connection counts as broken
@@ -163,7 +164,7 @@ def _receive(url: str, part: Path, size: int | None, connect_timeout: float, exp
             require_space(part.parent, total - have + round(expansion * total), url)
         with (
             part.open("ab" if resumed else "wb") as file,
-            tqdm(desc=part.stem, total=total, initial=start, unit="B", unit_scale=True) as bar,
+            progress_bar(desc=part.stem, total=total, initial=start, unit="B", unit_scale=True) as bar,
         ):
             try:
                 while block := response.read(1 << 16):
@@ -203,7 +204,7 @@ def verify(path: Path, origin: str, size: int | None = None, md5: str = "", sha2
             digest = hashlib.new(kind)
             with (
                 path.open("rb") as file,
-                tqdm(desc=f"check {kind}", total=length_of(path), unit="B", unit_scale=True) as bar,
+                progress_bar(desc=f"check {kind}", total=length_of(path), unit="B", unit_scale=True) as bar,
             ):
                 while block := file.read(1 << 20):
                     digest.update(block)
@@ -255,7 +256,7 @@ def unpack(archive: Path, folder: Path, inner: str = "") -> Path:
 
 
 def _extract(archive: Path, content: Path) -> None:
-    bar = tqdm(desc=f"unpack {archive.name}", total=length_of(archive), unit="B", unit_scale=True)
+    bar = progress_bar(desc=f"unpack {archive.name}", total=length_of(archive), unit="B", unit_scale=True)
     with bar, archive.open("rb") as raw:
         zipped = raw.read(4) in _ZIP_STARTS
         raw.seek(0)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from datasets.transfer import run_tool
 from utils.audio import level_db, read_mono, write_flac
 from utils.errors import UserError
 from utils.files import atomic_folder, write_csv, write_text
+from utils.progress import progress_bar
 
 # ---- voices
 RATE = 16000
@@ -90,7 +90,7 @@ def build_debian_voices(folder: Path) -> None:
             own = sorted(path for path in left if _speaks(voice, path.relative_to(packages)))
             left.difference_update(own)
             (building / voice.person).mkdir()
-            prompts = usable_prompts(tqdm(own, voice.person, unit="file"), unused)
+            prompts = usable_prompts(progress_bar(own, voice.person, unit="file"), unused)
             for number, samples in enumerate(join_prompts(prompts), 1):
                 unclipped = samples / max(1.0, np.abs(samples).max())
                 write_flac(building / voice.person / f"{number:04d}.flac", unclipped, RATE)
@@ -114,7 +114,7 @@ def _unpack_packages(folder: Path) -> dict[str, str]:
     except UserError as error:
         raise UserError(f"{error} (if apt-get knows no packages yet, run `apt-get update` first)") from error
     versions = {}
-    for deb in tqdm(sorted(folder.glob("*.deb")), "unpack packages", unit="package"):
+    for deb in progress_bar(sorted(folder.glob("*.deb")), "unpack packages", unit="package"):
         name, version, _ = urllib.parse.unquote(deb.name).split("_")
         run_tool(f"unpacking {deb.name}", ["dpkg-deb", "-x", str(deb), str(folder / name)])
         versions[name] = version

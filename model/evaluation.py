@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from datasets.recipe import Clip
 from model.embedder import Embedder
@@ -23,6 +22,7 @@ from model.test_set import MIXTURE, Row, System, TestSet, Wanted, heard_key
 from utils import distributed
 from utils.audio import resample
 from utils.processes import worker_pool
+from utils.progress import progress_bar
 
 BATCH = 20
 IMPOSTORS = 10
@@ -58,7 +58,7 @@ class Evaluation:
         pool_of = worker_pool(processes, "scoring") if processes > 1 else nullcontext()
         with (
             pool_of as pool,
-            tqdm(desc="score", total=own, unit="utterance", leave=False, disable=hidden) as bar,
+            progress_bar(desc="score", total=own, unit="utterance", leave=False, disable=hidden) as bar,
         ):
             waiting: list[_Batch] = []
             for rows in batches:

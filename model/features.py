@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from config.schema import Audio
 from config.schema import Store as StoreOptions
@@ -23,6 +22,7 @@ from model.spectral import Spectral
 from utils.audio import active_seconds
 from utils.errors import UserError
 from utils.files import atomic_file, fingerprint
+from utils.progress import progress_bar
 
 SAVE_EVERY = 4096
 """References that are embedded between two savings of the cache."""
@@ -125,7 +125,7 @@ def reference_embeddings(
     device = next(embedder.parameters()).device
     todo = list(lacking.items())
     if todo:
-        with torch.inference_mode(), tqdm(desc="embed", total=len(todo), unit="reference") as bar:
+        with torch.inference_mode(), progress_bar(desc="embed", total=len(todo), unit="reference") as bar:
             for start in range(0, len(todo), batch):
                 part = todo[start : start + batch]
                 waves = [

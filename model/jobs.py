@@ -13,11 +13,10 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
-from tqdm import tqdm
-
 from utils.audio import AUDIO_SUFFIXES
 from utils.errors import UserError
 from utils.files import fingerprint
+from utils.progress import progress_bar
 
 COLUMNS = ("mixture", "reference", "output")
 FINISHED = "finished.jsonl"
@@ -214,7 +213,7 @@ def run_jobs(
             pool.submit(work, job, stopping): job for job in missing
         }
         try:
-            for future in tqdm(
+            for future in progress_bar(
                 as_completed(futures), total=len(jobs), initial=len(outcomes), unit="file", leave=False
             ):
                 job = futures[future]

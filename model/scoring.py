@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from datasets.live import RenderedSplit
 from datasets.store import StoredSplit
 from utils import distributed
 from utils.errors import UserError
 from utils.metrics import SILENCE_DB, accepted_share, bootstrap_interval, level, sdr, si_sdr
+from utils.progress import progress_bar
 
 SAMPLES_AT_ONCE = 1_280_000
 """What goes through a network together: 20 examples of 4 s at 16 kHz, or a longer one by itself."""
@@ -44,7 +44,9 @@ def score_outputs(
     own = distributed.shared_out(rows for rows in kept if rows)
     scores = {name: np.zeros(count) for name in (*METRICS, "level")}
     hidden = distributed.rank() > 0
-    with tqdm(desc=label, total=sum(map(len, own)), unit="utterance", leave=False, disable=hidden) as bar:
+    with progress_bar(
+        desc=label, total=sum(map(len, own)), unit="utterance", leave=False, disable=hidden
+    ) as bar:
         for rows in own:
             mixture = torch.from_numpy(split.read_float("mixture_wave", rows))
             target = torch.from_numpy(split.read_float("target_wave", rows))

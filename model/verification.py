@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from datasets.corpus import Utterance
 from datasets.mixture import read_clip
@@ -17,6 +16,7 @@ from model.embedder import Embedder
 from utils import distributed
 from utils.device import autocast
 from utils.errors import UserError
+from utils.progress import progress_bar
 from utils.verification import equal_error_rate, error_rates, min_dcf, speaker_interval
 
 TRIALS_AT_ONCE = 100_000
@@ -100,7 +100,7 @@ def embed_waves(
         with (
             torch.inference_mode(),
             autocast(device, precision),
-            tqdm(desc="embed", total=count, unit="utterance", disable=distributed.rank() > 0) as bar,
+            progress_bar(desc="embed", total=count, unit="utterance", disable=distributed.rank() > 0) as bar,
         ):
             for block in _blocks(waves, most):
                 found = embedder.embed([torch.from_numpy(wave).to(device) for wave in block])
