@@ -112,6 +112,14 @@ class Reverberation(Options):
         return self
 
 
+class Equalization(Options):
+    """A share of the sources sounds through another microphone: gains drawn from -`range_db` to `range_db` at
+    the octaves from 125 Hz, interpolated between them. References stay as they were recorded."""
+
+    share: float = Field(0.0, ge=0, le=1)
+    range_db: float = Field(6.0, gt=0, le=40)
+
+
 def check_sounds(corpora: Corpora, sounds: Iterable[str], room: Reverberation) -> None:
     """Raises ValueError where `sounds` (noise, music) or measured rooms are drawn from no folder."""
     for name in sounds:

@@ -10,6 +10,7 @@ from config.network_schema import Loss, Network, VoiceFilterNetwork
 from config.options import (
     Background,
     Corpora,
+    Equalization,
     HeldOut,
     Level,
     Options,
@@ -113,6 +114,7 @@ class Data(Corpora):
     snr_db: Level | None = None
     padding: float = Field(0.0, ge=0, lt=1)
     gain_db: Level | None = None
+    equalization: Equalization = Equalization()
     reverberation: Reverberation = Reverberation()
     paired: bool = False
     reverse: bool = False

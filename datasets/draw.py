@@ -11,7 +11,7 @@ import numpy as np
 from config.schema import Data
 from datasets.corpus import Utterance
 from datasets.passages import SHORTEST_SECONDS, Voice
-from datasets.recipe import Clip, Recipe, Source
+from datasets.recipe import EQUALIZER_HZ, Clip, Recipe, Source
 from datasets.surroundings import BEHIND, Surroundings, at_level, draw_level
 from utils.errors import UserError
 
@@ -124,22 +124,35 @@ class Drawer:
         return self._finish(recipe, generator)
 
     def _finish(self, recipe: Recipe, generator: np.random.Generator) -> Recipe:
-        """Puts everything into a room and to its final level."""
-        target, interference = recipe.target, recipe.interference
+        """Puts everything into a room, before its microphone and to its final level."""
+        target, interference, equalization = recipe.target, recipe.interference, self.data.equalization
+        # sounds of a pair are in the order of its first example, so that both examples have them alike
+        swapped = self.data.paired and recipe.index % 2
         if place := self.around.draw_rooms(generator):
-            # in the order of the pair's first example, so that both examples have the same two places
-            swapped = self.data.paired and recipe.index % 2
             rooms = [place() for _ in recipe.sources]
             rooms = rooms[::-1] if swapped else rooms
             if target:
                 early = self.data.reverberation.target == "early"
                 target = replace(target, room=replace(rooms.pop(0), early=early))
             interference = tuple(replace(s, room=r) for s, r in zip(interference, rooms, strict=True))
+        if equalization.share:
+            curves = [self._equalizer(generator) for _ in recipe.sources]
+            curves = curves[::-1] if swapped else curves
+            if target:
+                target = replace(target, equalizer=curves.pop(0))
+            interference = tuple(replace(s, equalizer=c) for s, c in zip(interference, curves, strict=True))
         gain_db = 0.0 if self.data.gain_db is None else draw_level(self.data.gain_db, generator)
         return replace(
             recipe, target=target, interference=interference, gain_db=gain_db,
             reverse=self.data.reverse, corpus=self.corpus,
         )  # fmt: skip
+
+    def _equalizer(self, generator: np.random.Generator) -> tuple[float, ...]:
+        """The gains of another microphone, none for the share of the sources that keep theirs."""
+        most = self.data.equalization.range_db
+        if generator.random() >= self.data.equalization.share:
+            return ()
+        return tuple(draw_level([-most, most], generator) for _ in EQUALIZER_HZ)
 
     # ---------------------------------------------------------------- speakers
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from datasets.corpus import Utterance
-from datasets.recipe import Clip, Recipe, Source
+from datasets.recipe import EQUALIZER_HZ, Clip, Recipe, Source
 from datasets.rooms import reverberate, simulate
 from utils.audio import read_audio, resample
 from utils.errors import UserError
@@ -102,6 +102,8 @@ def _render_source(
     if source.loop and 0 < len(samples) < length - at:
         samples = np.tile(samples, -(-(length - at) // len(samples)))
     samples = samples[: length - at]
+    if source.equalizer:
+        samples = equalize(samples, source.equalizer, rate)
     wanted = samples
     if source.room is not None:
         room, dry = source.room, samples
@@ -114,6 +116,16 @@ def _render_source(
     power = float(np.square(samples, dtype=np.float64).mean()) if len(samples) else 0.0
     placed = _place(samples, at, length)
     return Track(placed, placed if wanted is samples else _place(wanted, at, length), power)
+
+
+def equalize(samples: np.ndarray, gains_db: Sequence[float], rate: int) -> np.ndarray:
+    """Samples [N] at `rate` Hz with gains in dB at EQUALIZER_HZ, linear in between over the logarithm of the
+    frequency and constant beyond; without delay. Returns float32 [N]."""
+    size = len(samples) + rate // 20  # what the filter adds at one end must not come in at the other
+    frequencies = np.fft.rfftfreq(size, 1 / rate)
+    octaves = np.log2(np.maximum(frequencies, EQUALIZER_HZ[0]))
+    gains = 10 ** (np.interp(octaves, np.log2(EQUALIZER_HZ), gains_db) / 20)
+    return np.fft.irfft(np.fft.rfft(samples, size) * gains, size)[: len(samples)].astype(np.float32)
 
 
 def _find(name: str, recipe: Recipe, utterances: Mapping[str, Utterance]) -> Utterance:

@@ -15,6 +15,7 @@ from datasets.rooms import Room
 from utils.errors import UserError
 
 KINDS = ("mixture", "target_alone", "target_absent", "noise_only")
+EQUALIZER_HZ = (125.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0)
 SOURCES = ("speech", "noise", "music", "babble")
 LARGEST_DB, LONGEST_SECONDS = 200.0, 36000.0
 T = TypeVar("T")
@@ -45,6 +46,7 @@ class Source:
     `kind` is speech, noise, music or babble, whose several `clips` sound at once at equal level. `loop`: a
     clip that is too short is repeated. `snr_db`: the level of the foremost source above this one, None
     leaves it as recorded. The foremost source is the target or, where there is none, the first interferer.
+    `equalizer`: gains in dB at EQUALIZER_HZ, none for the sound as it is.
     """
 
     kind: str
@@ -53,6 +55,7 @@ class Source:
     loop: bool = False
     snr_db: float | None = None
     room: Room | None = None
+    equalizer: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -173,11 +176,15 @@ def _clip(tree: dict[str, Any]) -> Clip:
 def _source(tree: dict[str, Any]) -> Source:
     clips = tuple(_clip(clip) for clip in tree["clips"])
     room = Room.from_dict(tree["room"]) if tree.get("room") else None
-    source = Source(**{**tree, "clips": clips, "room": room})
+    source = Source(**{**tree, "clips": clips, "room": room, "equalizer": tuple(tree.get("equalizer", ()))})
     if source.kind not in SOURCES or not clips or not isinstance(source.loop, bool):
         raise ValueError(f"source {source.kind!r} of {len(clips)} clips, loop {source.loop!r}")
     if source.snr_db is not None:
         _require("snr_db", source.snr_db, -LARGEST_DB, LARGEST_DB)
+    if source.equalizer and len(source.equalizer) != len(EQUALIZER_HZ):
+        raise ValueError(f"equalizer of {len(source.equalizer)} gains, expected {len(EQUALIZER_HZ)}")
+    for gain in source.equalizer:
+        _require("equalizer gain", gain, -LARGEST_DB, LARGEST_DB)
     return source
 
 

@@ -14,9 +14,9 @@ from config.schema import Data, Reverberation
 from datasets.corpus import Utterance, index_corpus, index_sounds
 from datasets.draw import Drawer
 from datasets.lists import listed_recipes, read_tuples, tuple_recipes
-from datasets.mixture import read_clip, render
+from datasets.mixture import equalize, read_clip, render
 from datasets.plan import split_sounds
-from datasets.recipe import Clip, Recipe, RecipeFile
+from datasets.recipe import EQUALIZER_HZ, Clip, Recipe, RecipeFile
 from datasets.rooms import Room, draw_shoebox, reverberate, simulate
 from datasets.stretches import active_frames, before, cut, draw_cut, halves, total, usable
 from tests.conftest import SHARED
@@ -79,6 +79,7 @@ EVERYTHING: dict[str, object] = {
     "snr_db": [-5.0, 10.0],
     "padding": 0.5,
     "gain_db": [-10.0, 0.0],
+    "equalization": {"share": 0.5},
     "reverberation": {"share": 0.5, "target": "early"},
     "speeds": [0.9, 1.0, 1.1],
 }
@@ -102,6 +103,7 @@ def test_every_recipe_survives_its_line_and_a_line_is_checked(tmp_path: Path) ->
     for place, key, value in (
         ("", "kind", "song"), ("", "index", "a"), ("", "index", -1), ("", "index", True),
         ("", "seconds", 0), ("", "seconds", 1e9), ("", "gain_db", "x"), ("", "gain_db", math.nan),
+        ("target", "equalizer", [1.0]), ("target", "equalizer", ["a"] * 7),
         ("", "surprise", 1), ("target", "at", -1), ("target", "at", 9), ("target", "kind", "spech"),
         ("target", "clips", []), ("interference", "snr_db", "5"), ("interference", "snr_db", math.inf),
         ("reference", "stretches", []), ("reference", "stretches", [[-1, 5]]),
@@ -437,6 +439,33 @@ def test_a_file_that_changed_since_it_was_indexed_is_refused(tmp_path: Path) -> 
 
 
 # ---------------------------------------------------------------- rooms
+
+
+def test_an_equalizer_has_its_gains_at_octaves_and_no_delay() -> None:
+    rate, gains = 16000, (6.0, -6.0, 0.0, 3.0, -12.0, 20.0, 1.0)
+    impulse = np.zeros(rate, np.float32)
+    impulse[rate // 2] = 1.0
+    response = equalize(impulse, gains, rate)
+    assert response.dtype == np.float32 and np.argmax(np.abs(response)) == rate // 2
+    spectrum = 20 * np.log10(np.abs(np.fft.rfft(response)))  # one bin a hertz
+    np.testing.assert_allclose(spectrum[[int(f) for f in EQUALIZER_HZ]], gains, atol=0.2)
+    assert spectrum[1414] == pytest.approx((3.0 - 12.0) / 2, abs=0.1)
+    assert spectrum[60] == pytest.approx(6.0, abs=0.2)
+
+
+def test_sources_go_through_their_own_microphones_and_pairs_through_the_same() -> None:
+    options = {"equalization": {"share": 0.5, "range_db": 5.0}, "snr_db": 0.0}
+    drawer = Drawer("train", speakers(6, 3, 9), data(**options, paired=True))
+    curves = []
+    for k in range(0, 40, 2):
+        first, second = drawer.draw(k), drawer.draw(k + 1)
+        assert [s.equalizer for s in first.sources] == [s.equalizer for s in second.sources][::-1]
+        curves += [s.equalizer for s in first.sources]
+    drawn = [curve for curve in curves if curve]
+    assert 8 < len(drawn) < 32 and len(set(drawn)) == len(drawn)
+    assert all(len(curve) == 7 and max(map(abs, curve)) <= 5 for curve in drawn)
+    plain = Drawer("train", speakers(6, 3, 9), data(snr_db=0.0, paired=True)).draw(4)
+    assert [replace(s, equalizer=()) for s in drawer.draw(4).sources] == list(plain.sources)
 
 
 def test_a_room_keeps_the_direct_sound_and_adds_reverberation() -> None:
