@@ -45,13 +45,14 @@ from model.foreign import load_embedder
 from model.oracle import score_ideal_masks
 from model.scoring import METRICS, score_mixtures
 from model.spectral import Spectral
-from scripts.inference_benchmark import inference_markdown, measure_inference
+from scripts.inference_benchmark import inference_markdown, measure_inference, memory_picture
 from scripts.scoring_benchmark import measure_scoring, scoring_markdown
 from scripts.trainer_benchmark import measure_trainer, trainer_markdown
 from utils.audio import read_mono
 from utils.device import autocast, choose_device, has_fast_bf16
 from utils.errors import UserError
 from utils.files import write_json
+from utils.plots import save_picture
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=10, help="steps of the trainer that are timed")
     parser.add_argument("--device", default="auto", help="of embedder and trainer: auto, cpu or cuda[:N]")
     parser.add_argument("-o", "--out", help="the figures as JSON (default: results/benchmark-WHAT.json)")
+    parser.add_argument("--plot", metavar="PNG", help="inference: picture of the memory over time")
     parser.add_argument("--scratch", help="folder for the stores, which are removed (default: the system's)")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parse_arguments(parser, arguments)
@@ -74,9 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(measure_command(corpus_config(options), Path(options.measure))))
         return 0
     measured, text = MEASUREMENTS[options.what]
+    if options.plot and options.what != "inference":
+        raise UserError(f"--plot {options.plot}: has no effect on {options.what}")
     figures = measured(options)
     print(text(figures))
     write_json(options.out or f"results/benchmark-{options.what}.json", figures)
+    if options.plot:
+        save_picture(options.plot, memory_picture(figures))
     return 0
 
 

@@ -176,7 +176,9 @@ class Train(Training):
 
     `embedder` frozen: the references' embeddings are computed once; joint: in every step, and the embedder
     learns, too, at `embedder_rate` times the learning rate. `embedding_noise` is the length of the random
-    vector added to every unit-length embedding, so that the network cannot know few voices by heart.
+    vector added to every unit-length embedding, so that the network cannot know few voices by heart;
+    `embedding_mix` the largest share by which an embedding is drawn towards another one of its batch, as a
+    person's embeddings of several sessions differ from each other in the ways that voices differ.
     `compile`: the mask network goes through torch.compile.
     `validation_examples`: the first n of the validation split are scored (null: all of it); `pages` of
     them can be heard and seen in the log, from the hardest mixture to the easiest.
@@ -187,6 +189,7 @@ class Train(Training):
     embedder: Literal["frozen", "joint"] = "frozen"
     embedder_rate: float = Field(0.1, gt=0)
     embedding_noise: float = Field(0.0, ge=0)
+    embedding_mix: float = Field(0.0, ge=0, lt=1)
     validation_examples: int | None = Field(None, ge=1)
     pages: int = Field(3, ge=0)
 
@@ -209,8 +212,9 @@ class Config(Options):
     @model_validator(mode="after")
     def _belongs_together(self) -> Config:
         unconditioned, joint = self.network.embedding == "none", self.train.embedder == "joint"
+        blurred = self.train.embedding_noise or self.train.embedding_mix
         waves = self.store.kind == "wave" or self.data.mode == "live"
-        if unconditioned and (joint or self.train.embedding_noise or self.loss.needs_embedder):
+        if unconditioned and (joint or blurred or self.loss.needs_embedder):
             raise ValueError("network.embedding none: has no embedder to train, to blur or to compare with")
         if self.network.mask == "complex" and not waves:
             raise ValueError("network.mask complex: needs the phase, store.kind wave or data.mode live")

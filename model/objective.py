@@ -63,8 +63,10 @@ class SeparatorObjective(nn.Module):
         network, loss, precision = self.separator.network, self.config.loss, self.config.train.precision
         batch = self._with_spectra(batch)
         asked = self._embedding(batch)
-        noise = self.config.train.embedding_noise if self.training else 0.0
-        embedding = None if asked is None else blur(asked, noise)
+        embedding = asked
+        if asked is not None and self.training:
+            train = self.config.train
+            embedding = blur(mix_embeddings(asked, train.embedding_mix), train.embedding_noise)
         overlap = None
         with autocast(batch["mixture"].device, precision):
             seen = batch["spectrum"] if network.planes == 2 else batch["mixture"]
@@ -142,5 +144,19 @@ def blur(embedding: Tensor, noise: float) -> Tensor:
     length = embedding.norm(dim=-1, keepdim=True)
     # drawn on the CPU: the same noise on every device
     direction = torch.randn(embedding.shape).to(embedding) / embedding.shape[-1] ** 0.5
-    blurred = embedding + noise * length * direction
-    return blurred * (length / blurred.norm(dim=-1, keepdim=True).clamp_min(1e-12))
+    return at_length(embedding + noise * length * direction, length)
+
+
+def mix_embeddings(embedding: Tensor, most: float) -> Tensor:
+    """Draws every embedding [B, D] towards another one of the batch by a share of 0 to `most`; its length is
+    kept."""
+    if most == 0:
+        return embedding
+    others = embedding[torch.randperm(len(embedding)).to(embedding.device)]
+    share = most * torch.rand(len(embedding), 1).to(embedding)
+    return at_length(torch.lerp(embedding, others, share), embedding.norm(dim=-1, keepdim=True))
+
+
+def at_length(vectors: Tensor, length: Tensor) -> Tensor:
+    """Vectors [B, D] with the given lengths [B, 1]."""
+    return vectors * (length / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ from scripts.trainer_benchmark import PlainVoiceFilter, seconds_of
 from utils.audio_stream import audio_writer
 from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
+from utils.plots import memory_figure
 
 ROOT = Path(__file__).parents[1]
 WAYS = {
@@ -53,11 +56,11 @@ def measure_inference(
             starts = [run(place, 0.1, config.audio.sample_rate, options, device)[0] for _ in range(3)]
             start = min(starts)  # the first reads everything from the disk
             for seconds in chosen:
-                wall, memory = run(place, seconds, config.audio.sample_rate, options, device)
+                wall, memory, curve = run(place, seconds, config.audio.sample_rate, options, device)
                 rows.append(
                     {
                         "way": way, "seconds": seconds, "wall": wall, "startup": start, "memory_mb": memory,
-                        "factor": (wall - start) / seconds,
+                        "factor": (wall - start) / seconds, "memory_curve": curve,
                     }
                 )  # fmt: skip
     return {
@@ -80,8 +83,9 @@ def write_noise(path: Path, seconds: float, rate: int) -> None:
 
 def run(
     place: Path, seconds: float, rate: int, options: Sequence[str], device: torch.device
-) -> tuple[float, float]:
-    """Wall time in seconds and peak memory in MB of one command. Raises UserError when it fails."""
+) -> tuple[float, float, list[list[float]]]:
+    """Wall time in seconds, peak memory in MB and, where the system tells it, the memory as it went, pairs of
+    seconds and MB, of one command. Raises UserError when it fails."""
     mixture = place / f"mixture-{seconds:g}.wav"
     if not mixture.exists():
         write_noise(mixture, seconds, rate)
@@ -94,15 +98,53 @@ def run(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     ) as child:
+        watch = Watch(child.pid, begin)
         _, status, usage = os.wait4(child.pid, 0)
         wall = time.perf_counter() - begin
+        watch.stop()
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
             assert child.stderr is not None
             raise UserError(
                 f"inference.py ended with {child.returncode}: {child.stderr.read().decode()[-300:]}"
             )
-    return wall, usage.ru_maxrss / 1e3
+    return wall, usage.ru_maxrss / 1e3, watch.curve
+
+
+class Watch:
+    """Reads a process' memory every half second into `curve`, [seconds since `begin`, MB] each; nothing where
+    the system has no /proc."""
+
+    def __init__(self, pid: int, begin: float) -> None:
+        self.status, self.begin = Path(f"/proc/{pid}/status"), begin
+        self.curve: list[list[float]] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while not self._over.wait(0.5):
+            try:
+                found = re.search(r"VmRSS:\s+(\d+) kB", self.status.read_text())
+            except OSError:
+                return
+            if found:
+                now = time.perf_counter() - self.begin
+                self.curve.append([round(now, 2), int(found[1]) * 1024 / 1e6])
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def memory_picture(figures: dict[str, Any]) -> np.ndarray:
+    """The memory over time of every recording that was measured with the default precision."""
+    curves = {
+        f"{row['seconds']:g} s": np.array(row["memory_curve"])
+        for row in figures["rows"]
+        if row["way"] == "auto" and row["memory_curve"]
+    }
+    return memory_figure(curves, f"inference.py, network {figures['network']}")
 
 
 def plain_factor(config: Config) -> float | None:

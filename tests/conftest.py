@@ -94,7 +94,8 @@ TINY = [
     "network={kind: film_blstm, front_dim: 16, lstm_dim: 16, stack: 2}",
     "loss={power_law: 1.0, si_sdr: 0.1, relative: true}",
     "train.batch_size=4", "train.steps=6", "train.validate_every=3", "train.save_every=2",
-    "train.log_every=1", "train.precision=fp32", "train.embedding_noise=0.1", "train.pages=0",
+    "train.log_every=1", "train.precision=fp32", "train.pages=0",
+    "train.embedding_noise=0.1", "train.embedding_mix=0.2",
 ]  # fmt: skip
 """Overrides that make everything small enough for seconds."""
 

@@ -16,7 +16,7 @@ from model.dvector import DVector
 from model.embedder import Embedder
 from model.foreign import MINDSLAB, RESEMBLYZER
 from model.losses import CLOSEST, FLOOR, INACTIVE, Comparison, criteria, negative_si_sdr, noise_type
-from model.objective import SeparatorObjective
+from model.objective import SeparatorObjective, mix_embeddings
 from model.separator import Separator
 from model.speaker_loss import distance, speaker_criteria, srl, triplet_srl
 from model.spectral import Spectral
@@ -210,6 +210,7 @@ def test_what_cannot_be_computed_is_refused() -> None:
         (["loss.noise_type=1"], "network lite, not voicefilter"),
         (["network={kind: lite, suppression: adaptive}"], "the head that loss.noise_type trains"),
         (["network.embedding=none", "train.embedding_noise=0.1"], "no embedder"),
+        (["network.embedding=none", "train.embedding_mix=0.1"], "no embedder"),
         (["network.mask=complex"], "network.mask complex: needs the phase"),
         (["network.mask=complex", "store.kind=wave", "network.input=log"], "which have no log"),
     ):
@@ -375,3 +376,13 @@ def test_every_criterion_alone_learns_from_stored_magnitudes_and_from_waveforms(
         assert gradients and all(g.isfinite().all() for g in gradients) and any(g.any() for g in gradients)
         losses.append(loss.item())
     assert losses[0] == pytest.approx(losses[1], abs=0.2)  # dB; squared Hann windows at 50 % do not sum to 1
+
+
+def test_embeddings_are_drawn_towards_others_of_their_batch_and_keep_their_length() -> None:
+    torch.manual_seed(0)
+    embedding = torch.eye(8) * torch.arange(1.0, 9.0)[:, None]
+    assert mix_embeddings(embedding, 0.0) is embedding
+    mixed = mix_embeddings(embedding, 0.4)
+    torch.testing.assert_close(mixed.norm(dim=-1), embedding.norm(dim=-1))
+    assert (mixed.argmax(dim=-1) == torch.arange(8)).float().mean() > 0.5 and (mixed != embedding).any()
+    assert ((mixed > 0).sum(dim=-1) <= 2).all() and (mixed >= 0).all()

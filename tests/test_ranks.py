@@ -34,6 +34,7 @@ PLAIN = [
     KINDS,
     "store.kind=wave",
     "train.embedding_noise=0",
+    "train.embedding_mix=0",
     "train.steps=4",
     "train.validate_every=2",
 ]

@@ -296,6 +296,7 @@ def test_parts_of_a_batch_are_the_batch(
     monkeypatch.setattr(nn.BatchNorm1d, "forward", lambda self, x: x)  # it alone sees the batch as a whole
     more = [
         "train.embedding_noise=0",
+        "train.embedding_mix=0",
         "train.optimizer=sgd",
         "train.learning_rate=0.1",
         "train.clip_norm=0.5",

@@ -214,6 +214,20 @@ def gain_figure(
     return _image(figure)
 
 
+def memory_figure(curves: Mapping[str, np.ndarray], title: str = "") -> np.ndarray:
+    """Memory in MB over a command's time in seconds, [n, 2] each. Returns uint8 [height, width, 3]."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6), dpi=100, layout="constrained")
+    axis = figure.subplots()
+    for name, curve in curves.items():
+        axis.plot(*curve.T, label=name)
+    axis.set(xlabel="seconds since the start", ylabel="memory, MB", xscale="log", title=title)
+    axis.set_ylim(bottom=0)
+    axis.legend(title="recording")
+    return _image(figure)
+
+
 def png_bytes(image: np.ndarray) -> bytes:
     """uint8 [height, width, 3] as a PNG file."""
     from matplotlib.image import imsave
