@@ -20,7 +20,7 @@ from datasets.store import Store
 from model.features import reference_embeddings
 from model.presence import Evidence, Listener, fit
 from model.separator import Separator, checkpoint_of
-from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.checkpoint import load_checkpoint, save_again
 from utils.device import choose_device
 from utils.errors import UserError
 from utils.progress import progress_bar
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         calibration = fit(present, absent)
     except ValueError as error:
         raise UserError(f"{options.data}: {error}") from error
-    save_checkpoint(path, content | {"presence": calibration.content()})
+    save_again(path, content | {"presence": calibration.content()})
     print(
         f"{path}: {calibration.examples} recordings, half of them without the voice: told apart with an area "
         f"under the ROC curve of {calibration.auc:.3f}, right at probability 0.5 in "
@@ -85,7 +85,7 @@ def collect(
             embedding = torch.from_numpy(vectors[[owner]]).to(separator.device)
             listener = Listener(separator, embedding)
             listener(mixture[0], separator.separate_channels(mixture, embedding)[0])
-            evidence.append(listener.evidence())
+            evidence += listener.evidence()
     return found
 
 

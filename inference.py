@@ -3,7 +3,8 @@
     python inference.py -m mixed.wav -r reference.wav -o out
     python inference.py -m recordings/ -r reference.wav -o out --keep residual
     python inference.py --batch list.csv -o out
-    rec -t s16 -r 16000 -c 1 - | python inference.py --stream -r reference.wav | play -t s16 -r 16000 -c 1 -
+    rec -t s16 -r 16000 -c 1 - | \\
+        python inference.py --checkpoint_path lite --stream -r reference.wav | play -t s16 -r 16000 -c 1 -
     python inference.py --checkpoint_path chkpt_55000.pt -e embedder.pt -m mixed.wav -r reference.wav -o out
 
 A checkpoint of this project carries its configuration, its front end and its embedder; those of the public
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -36,17 +36,17 @@ from model.masks import add_mask_options, chosen_masking
 from model.pcm import stream_pcm
 from model.pictures import draw_recording
 from model.presence import Calibration
-from model.recording import Absent, Report, Wishes, residual_path, separate_recording
-from model.reference import read_reference
+from model.recording import SILENCE_DB, Absent, Report, Wishes, residual_path, separate_recording
+from model.reference import CLIPPED_SHARE, read_reference
 from model.separator import Separator
 from utils.audio import AUDIO_SUFFIXES, audio_info, read_mono
-from utils.audio_stream import standard_bytes, standard_input
+from utils.audio_stream import is_pipe, spooled, standard_bytes, standard_output
 from utils.device import choose_device, large_pages
 from utils.errors import UserError
 from utils.files import require_writable, sha256_of, write_json
 from utils.metrics import si_sdr
 
-STANDARD = "-"
+STANDARD, THRESHOLD = "-", 0.5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     large_pages()
     with ExitStack() as stack:
         sink = sys.stdout
+        if options.stream or options.out_dir == STANDARD:
+            standard_output(sink)  # what is missing is said before the work
         if STANDARD in (options.out_dir, options.report) or options.stream:
             stack.enter_context(redirect_stdout(sys.stderr))
         path = chosen_checkpoint(options)
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.stream:
             embedding = voices(tuple(map(Path, options.reference_file)))
             source = None if options.microphone else standard_bytes()
-            stream_pcm(separator, embedding, source, sink.buffer)
+            stream_pcm(separator, embedding, source, standard_output(sink))
             return 0
         wishes = _wishes(options, separator, path)
         if options.batch or Path(options.mixed_file).is_dir():
@@ -98,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--keep", choices=["residual"], action="append", default=[], help="write what is left as well")
     add("--mono", action="store_true", help="average the channels first, instead of separating each")
     add("--presence", action="store_true", help="say whether the voice is in there at all")
-    add("--threshold", type=float, default=0.5, help="probability from which it is")
+    add("--threshold", type=float, default=THRESHOLD, help="probability from which it is")
     add("--absent", choices=get_args(Absent), help="what is written where it is not (default: the estimate)")
     add(
         "--report",
@@ -120,7 +122,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.stream:
         usual = {
             "strength": 1.0,
-            "threshold": 0.5,
+            "threshold": THRESHOLD,
             "keep": [],
             "presence": False,
             "plot": False,
@@ -139,6 +141,10 @@ def _check(options: argparse.Namespace) -> None:
     elif not options.out_dir:
         raise UserError("name the folder for the results with -o")
     many = options.batch or (options.mixed_file and Path(options.mixed_file).is_dir())
+    if options.threshold != THRESHOLD and not (options.presence or options.absent):
+        raise UserError(f"--threshold {options.threshold}: has no effect without --presence or --absent")
+    if options.backend == "onnx" and options.precision == "bf16":
+        raise UserError("--precision bf16: has no effect on --backend onnx, which computes in fp32")
     if options.out_dir == STANDARD and (options.keep or options.plot or options.report in ("", STANDARD)):
         raise UserError("-o -: only the estimate goes there, without --keep, --plot, and --report has a file")
     if (out := Path(options.out_dir or "")).suffix.lower() in AUDIO_SUFFIXES - {".wav"} and not out.is_dir():
@@ -147,6 +153,8 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"{'--target' if options.target else '-o -'}: is for a single recording")
     if options.processes is not None and options.processes < 1:
         raise UserError(f"-p {options.processes}: expected at least 1")
+    if options.processes is not None and not many:
+        raise UserError(f"-p {options.processes}: is for many recordings, a folder or --batch")
     for name in ("strength", "threshold"):
         if not 0 <= getattr(options, name) <= 1:
             raise UserError(f"--{name} {getattr(options, name)}: expected 0 to 1")
@@ -233,12 +241,17 @@ def separate_one(
     """One recording, from a file or standard input, to a file, a folder or standard output."""
     mixture, shown = Path(options.mixed_file), options.mixed_file
     if options.mixed_file == STANDARD:
-        shown, mixture = "standard input", stack.enter_context(standard_input())
+        shown, mixture = "standard input", stack.enter_context(spooled(standard_bytes()))
+    elif is_pipe(mixture):
+        mixture = stack.enter_context(spooled(stack.enter_context(mixture.open("rb"))))
     to_pipe = options.out_dir == STANDARD
     out = Path(stack.enter_context(TemporaryDirectory()) if to_pipe else options.out_dir)
     output = out if out.suffix.lower() == ".wav" and not out.is_dir() else out / "estimate.wav"
     target = Path(options.target) if options.target else None
-    references = tuple(map(Path, options.reference_file))
+    references = tuple(
+        stack.enter_context(spooled(stack.enter_context(path.open("rb")))) if is_pipe(path) else path
+        for path in map(Path, options.reference_file)
+    )
     work, job = Work(voices, wishes, options.plot, target), Job(mixture, references, output)
     check_results([job], work.results, [target] if target else [], _report_place(options, output.parent))
     for place in [output, *_report_place(options, output.parent)]:
@@ -253,9 +266,11 @@ def separate_one(
     if target is not None:
         print(_score(mixture, output, target))
     if to_pipe:
+        report.output, report.files = STANDARD, []
         with output.open("rb") as file, suppress(BrokenPipeError):  # who reads may have had enough
-            shutil.copyfileobj(file, sink.buffer)
-            sink.buffer.flush()
+            stream = standard_output(sink)
+            shutil.copyfileobj(file, stream)
+            stream.flush()
     else:
         print(*report.files, sep="\n")
     _write_report(options, voices, [report.content()], output.parent, sink)
@@ -275,14 +290,21 @@ def separate_many(options: argparse.Namespace, voices: Voices, wishes: Wishes, s
     check_results(jobs, work.results, [Path(options.batch)] if options.batch else [], written)
     for place in written:
         require_writable(place)
-    cores = os.cpu_count() or 1
-    at_once = options.processes or (min(cores, 4) if voices.separator.device.type == "cpu" else 2)
-    at_once = min(at_once, len(jobs))
     threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, cores // at_once))
-    settings = [sha256_of(voices.path), str(wishes), str(voices.separator.masking), options.plot]
-    settings += [options.backend, options.activation, voices.separator.device.type]
-    how = str([*settings, options.precision, options.embedder_path, options.config, options.overrides])
+    at_once = options.processes or (min(threads, 4) if voices.separator.device.type == "cpu" else 2)
+    at_once = min(at_once, len(jobs))
+    torch.set_num_threads(max(1, threads // at_once))
+    separator = voices.separator
+    settings = [str(wishes), str(separator.masking), options.plot, separator.config.model_dump()]
+    how = str(
+        [
+            *settings,
+            options.backend,
+            separator.precision,
+            separator.device.type,
+            _contents(options, voices.path),
+        ]
+    )
     finished = Finished(out)
     try:
         outcomes = run_jobs(jobs, lambda job, stop: work(job, stop).content(), finished, how, at_once)
@@ -293,6 +315,14 @@ def separate_many(options: argparse.Namespace, voices: Voices, wishes: Wishes, s
     return 3 if any(outcome.problem for outcome in outcomes) else 0
 
 
+def _contents(options: argparse.Namespace, path: Path) -> list[str]:
+    """Of the files that say what an estimate is: the checkpoint, an exported one's other graph, and -e."""
+    graphs = path.parent.glob("*.onnx") if path.suffix.lower() == ".onnx" else []
+    named = Path(options.embedder_path) if options.embedder_path else None
+    files = {path, *graphs, *([named] if named and named.is_file() else [])}
+    return [sha256_of(file) for file in sorted(files)]
+
+
 def _tell(outcomes: Sequence[Outcome], path: Path, out: Path) -> None:
     done = [outcome for outcome in outcomes if outcome.report is not None]
     before = sum(outcome.again for outcome in done)
@@ -300,7 +330,9 @@ def _tell(outcomes: Sequence[Outcome], path: Path, out: Path) -> None:
     print(f"{path}: {len(done)} of {len(outcomes)} recordings separated{earlier}; {out}")
     for outcome in outcomes:
         if outcome.problem:
-            print(f"ERROR: {outcome.problem}", file=sys.stderr)
+            named = str(outcome.job.mixture) in outcome.problem
+            where = "" if named else f"{outcome.job.mixture}: "
+            print(f"ERROR: {where}{outcome.problem}", file=sys.stderr)
 
 
 def _content(outcome: Outcome) -> dict[str, Any]:
@@ -337,8 +369,13 @@ def describe(path: Path, report: Report) -> str:
         verdict = "is present" if report.present else "is not present"
         text += (
             f"\nthe voice {verdict}: probability {report.presence:.2f} (similarity to the reference: "
-            f"estimate {report.similarity:.2f}, residual {report.residual_similarity:.2f})"
+            f"estimate {report.similarity:.2f}, residual {report.residual_similarity:.2f}; from "
+            f"{report.heard_at:.0f} s on)"
         )
+    if report.mixture_db <= SILENCE_DB:
+        text += "\nthe mixture is silent"
+    if report.clipped > CLIPPED_SHARE:
+        text += f"\nthe mixture is clipped ({100 * report.clipped:.1f} % of the samples)"
     if report.written != "estimate":
         text += f"; written instead of the estimate: {report.written}"
     return text

@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ def folder_jobs(folder: Path, references: Sequence[Path], out: Path) -> list[Job
         path
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in AUDIO_SUFFIXES
+        and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and not (below and path.resolve().is_relative_to(inside))
     ]
@@ -96,8 +98,9 @@ def _find(name: str, folder: Path) -> Path:
 def _free_names(paths: Sequence[Path]) -> list[Path]:
     """NAME.wav for each, or NAME.flac.wav where two would have the same."""
     plain = [path.with_suffix(".wav") for path in paths]
+    times = Counter(plain)
     return [
-        name if plain.count(name) == 1 else path.with_name(f"{path.name}.wav")
+        name if times[name] == 1 else path.with_name(f"{path.name}.wav")
         for path, name in zip(paths, plain, strict=True)
     ]
 

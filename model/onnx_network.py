@@ -1,4 +1,4 @@
-"""ONNX graphs of other projects as a mask network and as an embedder: they can be run, not trained."""
+"""ONNX graphs as a mask network and as an embedder: they can be run, not trained."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model.separator import Separator
-from utils.audio import audio_info, read_mono, resample
+from utils.audio import read_mono, resample
 from utils.audio_stream import AudioReader
 from utils.plots import save_picture, spectrogram_figure
 
@@ -29,7 +29,7 @@ def draw_recording(
     """Draws the first SECONDS of mixture, target (None: there is none) and estimate, averaged over channels,
     and the mask of that mixture, as a PNG."""
     named = {"mixture": mixture, "target": target, "estimate": estimate}
-    rate = audio_info(mixture).rate
+    rate = AudioReader(mixture).rate
     waveforms = {}
     for name, path in named.items():
         if path is not None:

@@ -15,7 +15,10 @@ from utils.audio import active_seconds, resample
 from utils.errors import UserError
 
 PIECE_SECONDS = 4.0
-"""Estimate and residual are embedded in pieces, so that memory does not grow with the recording."""
+"""Estimate and residual are embedded in pieces of this length."""
+JUDGED_PIECES = 3
+"""Of a longer recording so many pieces after each other are judged at a time, so that a voice that speaks in
+a part of it is found."""
 LEAST_SECONDS = 0.4
 """A piece in which less than this sounds is not embedded."""
 FAINT_DB = -40.0
@@ -74,41 +77,50 @@ class Calibration:
 
 
 class Listener:
-    """Collects the evidence of a recording: estimate and mixture piece by piece."""
+    """Collects the evidence of a recording: estimate and mixture, of which a few numbers a piece are kept."""
 
     def __init__(self, separator: Separator, embedding: Tensor) -> None:
         if separator.embedder is None:
             raise ValueError("a network without a reference asks for nobody")
         self.separator, self.embedder = separator, separator.embedder
         self.asked = embedding.reshape(-1)
-        self.sums = [torch.zeros_like(self.asked) for _ in range(2)]  # of estimate and residual
-        self.powers = np.zeros(2)  # of estimate and mixture
-        self.held: list[np.ndarray] = []
+        self.voices: list[Tensor] = []  # of estimate and residual, seconds times embedding [2, D]
+        self.powers: list[np.ndarray] = []  # of estimate and mixture [2]
+        self.held = np.zeros((2, 0), np.float32)
 
     def __call__(self, mixture: np.ndarray, estimate: np.ndarray) -> None:
         """The next samples [N] of both at the separator's rate."""
-        self.held.append(np.stack([estimate, mixture]))
-        self.powers += np.square(self.held[-1], dtype=np.float64).sum(axis=1)
-        if sum(piece.shape[1] for piece in self.held) >= PIECE_SECONDS * self.separator.sample_rate:
-            self._embed()
+        self.held = np.concatenate([self.held, np.stack([estimate, mixture])], axis=1)
+        piece = round(PIECE_SECONDS * self.separator.sample_rate)
+        while self.held.shape[1] >= piece:
+            self._hear(*self.held[:, :piece])
+            self.held = self.held[:, piece:]
 
-    def evidence(self) -> Evidence:
-        """Of all that came."""
-        if self.held:
-            self._embed()
-        similar = [nn.functional.cosine_similarity(self.asked, found, dim=0).item() for found in self.sums]
-        estimate, mixture = self.powers
+    def evidence(self) -> list[Evidence]:
+        """Of every JUDGED_PIECES pieces after each other, from the first, the second ... on; of all that
+        came, where that is less."""
+        if self.held.shape[1]:
+            self._hear(*self.held)
+            self.held = self.held[:, :0]
+        first = range(max(1, len(self.voices) - JUDGED_PIECES + 1))
+        return [self._evidence(slice(start, start + JUDGED_PIECES)) for start in first]
+
+    def _evidence(self, pieces: slice) -> Evidence:
+        nothing = [torch.zeros(2, len(self.asked), device=self.asked.device)]
+        found = torch.stack(self.voices[pieces] or nothing).sum(dim=0)
+        similar = nn.functional.cosine_similarity(self.asked, found, dim=1).tolist()
+        estimate, mixture = np.sum(self.powers[pieces] or [np.zeros(2)], axis=0)
         level = 10 * np.log10((estimate + 1e-12) / (mixture + 1e-12)) if mixture else FAINT_DB
         return Evidence(similar[0], similar[1], float(np.clip(level, FAINT_DB, 0.0)))
 
     @torch.inference_mode()
-    def _embed(self) -> None:
-        estimate, mixture = np.concatenate(self.held, axis=1)
-        self.held = []
+    def _hear(self, estimate: np.ndarray, mixture: np.ndarray) -> None:
         rate = self.separator.sample_rate
+        self.powers.append(np.square([estimate, mixture], dtype=np.float64).sum(axis=1))
+        self.voices.append(torch.zeros(2, len(self.asked), device=self.asked.device))
         # what is faint beside the mixture is not heard as a voice
         floor = 10 * np.log10(np.mean(np.square(mixture, dtype=np.float64)) + 1e-12) + FAINT_DB
-        for total, signal in zip(self.sums, (estimate, mixture - estimate), strict=True):
+        for total, signal in zip(self.voices[-1], (estimate, mixture - estimate), strict=True):
             seconds = active_seconds(signal, rate, floor_db=max(floor, -70.0))
             if seconds < LEAST_SECONDS:
                 continue

@@ -13,8 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from model.presence import Calibration, Listener
+from model.presence import PIECE_SECONDS, Calibration, Listener
 from model.separator import Separator
+from utils.audio_check import clipped_share
 from utils.audio_stream import AudioReader, AudioWriter, audio_writer, resampled
 from utils.errors import UserError
 
@@ -42,8 +43,9 @@ class Wishes:
 
 @dataclass
 class Report:
-    """Of one recording: `rate` in Hz, its length, levels in dB re full scale, and what was heard of the voice
-    (None: it was not asked)."""
+    """Of one recording: `rate` in Hz, its length, levels in dB re full scale of the mixture and of what is
+    written as its estimate, the share of the mixture's samples that are clipped, and what was heard of the
+    voice (None: it was not asked), most clearly `heard_at` seconds."""
 
     mixture: str
     output: str
@@ -52,10 +54,12 @@ class Report:
     seconds: float = 0.0
     mixture_db: float = SILENCE_DB
     estimate_db: float = SILENCE_DB
+    clipped: float = 0.0
     presence: float | None = None
     present: bool | None = None
     similarity: float | None = None
     residual_similarity: float | None = None
+    heard_at: float | None = None
     written: str = "estimate"
     files: list[str] = field(default_factory=list)
 
@@ -86,7 +90,7 @@ def separate_recording(
     listener = None
     if wishes.calibration is not None and embedding is not None:
         listener = Listener(separator, embedding)
-    powers, count = np.zeros(2), 0
+    powers, count, clipped = np.zeros(2), 0, 0.0
     names = [output, *([residual_path(output)] if wishes.residual else [])]
     with suppress(_Discard), _writers(names, reader, channels) as writers:
         for mixed, estimate in separated(separator, reader, embedding, wishes.mono, listener):
@@ -94,9 +98,10 @@ def separate_recording(
                 raise UserError(f"{report.mixture}: the estimate is NaN or infinite; the weights are damaged")
             if stopping is not None and stopping.is_set():
                 raise UserError(f"{report.mixture}: stopped")
-            powers += [np.square(x, dtype=np.float64).sum() for x in (mixed, estimate)]
-            count += mixed.shape[1]
             kept = mixed + wishes.strength * (estimate - mixed)
+            powers += _powers(mixed, kept)
+            count += mixed.shape[1]
+            clipped += clipped_share(mixed) * mixed.shape[1]
             for write, samples in zip(writers, (kept, mixed - kept), strict=False):
                 write(samples)
         if listener is not None:
@@ -104,13 +109,14 @@ def separate_recording(
         if report.present is False and wishes.absent != "estimate":
             raise _Discard
     if report.present is False and wishes.absent != "estimate":
-        report.written = wishes.absent
+        report.written, powers = wishes.absent, np.zeros(2)
         with _writers(names, reader, channels) as writers:
             for mixed in _blocks(reader, wishes.mono):
                 kept = mixed if wishes.absent == "mixture" else np.zeros_like(mixed)
+                powers += _powers(mixed, kept)
                 for write, samples in zip(writers, (kept, mixed - kept), strict=False):
                     write(samples)
-    report.seconds = count / reader.rate
+    report.seconds, report.clipped = count / reader.rate, clipped / count
     levels = 10 * np.log10(powers / (count * channels) + 1e-12)
     report.mixture_db, report.estimate_db = (float(level) for level in levels)
     report.files = [str(path) for path in names]
@@ -123,10 +129,17 @@ def residual_path(output: Path) -> Path:
     return output.with_name(f"{name}{output.suffix}")
 
 
+def _powers(mixed: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    return np.array([np.square(signal, dtype=np.float64).sum() for signal in (mixed, kept)])
+
+
 def _judge(report: Report, listener: Listener, wishes: Wishes) -> None:
+    """By the part in which the voice is heard most clearly."""
     assert wishes.calibration is not None
-    evidence = listener.evidence()
-    report.presence = wishes.calibration.probability(evidence)
+    found = listener.evidence()
+    probabilities = [wishes.calibration.probability(evidence) for evidence in found]
+    best = int(np.argmax(probabilities))
+    evidence, report.presence, report.heard_at = found[best], probabilities[best], best * PIECE_SECONDS
     report.present = report.presence >= wishes.threshold
     report.similarity = evidence.similarity
     report.residual_similarity = evidence.residual_similarity

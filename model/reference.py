@@ -20,9 +20,8 @@ EDGE_SECONDS = 0.1
 def read_reference(path: Path | str, rate: int) -> np.ndarray:
     """A reference of any rate and number of channels -> mono at `rate` Hz, float32 [N].
 
-    Silence before the first and behind the last sound is left out, except for EDGE_SECONDS: windows of
-    silence would have a share in the mean. Clipping is warned of. Raises UserError for a file that cannot be
-    read to its end, holds NaN, is silent, or holds less than MIN_SPEECH_SECONDS of speech.
+    What `trim_silence` leaves of it. Clipping is warned of. Raises UserError for a file that cannot be read
+    to its end, holds NaN, is silent, or holds less than MIN_SPEECH_SECONDS of speech.
     """
     reader = AudioReader(path)
     samples, own_rate = np.concatenate(list(reader.blocks()), axis=1), reader.rate
@@ -33,17 +32,20 @@ def read_reference(path: Path | str, rate: int) -> np.ndarray:
             f"{np.abs(samples).max():.3f}); another recording of the voice would be better",
             file=sys.stderr,
         )
-    mono = resample(samples.mean(axis=0), own_rate, rate)
-    require_speech(mono, rate, str(path))
-    sounding = np.flatnonzero(is_active(frame_levels(mono, frame_size(rate)))) * frame_size(rate)
-    edge = round(EDGE_SECONDS * rate)
-    return mono[max(0, sounding[0] - edge) : sounding[-1] + frame_size(rate) + edge]
+    return trim_silence(resample(samples.mean(axis=0), own_rate, rate), rate, str(path))
 
 
-def require_speech(samples: np.ndarray, rate: int, name: str) -> None:
-    """Raises UserError, which begins with `name`, unless a mono signal [N] holds enough speech."""
+def trim_silence(samples: np.ndarray, rate: int, name: str) -> np.ndarray:
+    """A mono signal [N] without the silence before its first and behind its last sound, except for
+    EDGE_SECONDS: windows of silence would have a share in the mean of an embedding.
+
+    Raises UserError, which begins with `name`, unless it holds enough speech.
+    """
     seconds = active_seconds(samples, rate)
     if seconds == 0:
         raise UserError(f"{name}: is silent; at least {MIN_SPEECH_SECONDS} s of speech is needed")
     if seconds < MIN_SPEECH_SECONDS:
         raise UserError(f"{name}: {seconds:.2f} s of speech, at least {MIN_SPEECH_SECONDS} s is needed")
+    sounding = np.flatnonzero(is_active(frame_levels(samples, frame_size(rate)))) * frame_size(rate)
+    edge = round(EDGE_SECONDS * rate)
+    return samples[max(0, sounding[0] - edge) : sounding[-1] + frame_size(rate) + edge]

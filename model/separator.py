@@ -30,11 +30,11 @@ from model.lite import Lite
 from model.mask_network import MaskNetwork
 from model.masks import Masking
 from model.onnx_network import OnnxMask
-from model.reference import require_speech
+from model.reference import trim_silence
 from model.spectral import Spectral
 from model.unet import UNet
 from model.voicefilter import VoiceFilter
-from utils.audio import resample
+from utils.audio import LARGEST_SAMPLE, resample
 from utils.checkpoint import load_checkpoint
 from utils.device import autocast
 from utils.errors import UserError
@@ -88,8 +88,8 @@ def _learnt(config: Config) -> dict[str, Any]:
 
 
 def as_channels(samples: np.ndarray | Tensor, name: str) -> np.ndarray:
-    """Samples [N] or [C, N] of floats -> float32 [C, N]. Raises ValueError for anything else, no samples, and
-    NaN or infinity."""
+    """Samples [N] or [C, N] of floats -> float32 [C, N]. Raises ValueError for anything else, no samples,
+    NaN, infinity, and numbers that are no sound."""
     if isinstance(samples, Tensor):
         samples = samples.detach().cpu()
         array = (samples.float() if samples.is_floating_point() else samples).numpy()
@@ -101,6 +101,8 @@ def as_channels(samples: np.ndarray | Tensor, name: str) -> np.ndarray:
         )
     if not np.isfinite(array).all():
         raise ValueError(f"{name}: {int((~np.isfinite(array)).sum())} samples are NaN or infinite")
+    if (peak := float(np.abs(array).max())) > LARGEST_SAMPLE:
+        raise ValueError(f"{name}: holds a sample of {peak:.3g}; floats in [-1, 1] are expected")
     channels, count = (1, *array.shape)[-2:]
     if channels > count:
         raise ValueError(f"{name} {array.shape}: {channels} channels of {count} samples; channels come first")
@@ -159,12 +161,15 @@ class Separator(nn.Module):
 
     @torch.inference_mode()
     def embed_references(self, references: Sequence[np.ndarray], names: Sequence[str]) -> Tensor:
-        """Several references [N] of one voice -> the mean of their embeddings [1, D]."""
+        """Several references [N] of one voice, without their silent ends -> the mean of their embeddings
+        [1, D]. Raises UserError, which begins with its name, for one with too little speech."""
         if self.embedder is None:
             raise ValueError("this network has no reference")
-        for reference, name in zip(references, names, strict=True):
-            require_speech(reference, self.reference_rate, name)
-        waves = [torch.from_numpy(reference).to(self.device) for reference in references]
+        trimmed = [
+            trim_silence(reference, self.reference_rate, name)
+            for reference, name in zip(references, names, strict=True)
+        ]
+        waves = [torch.from_numpy(reference).to(self.device) for reference in trimmed]
         return self.embedder.embed_speakers(waves, [0] * len(waves))
 
     def separate(
@@ -230,8 +235,16 @@ class Separator(nn.Module):
             vectors = None
             if embedding is not None:
                 vectors = embedding.expand(pieces.shape[1], -1).repeat(len(pieces), 1)
+            parts = range(0, len(rows), at_once)  # of many channels not all at the same time, for the memory
             with torch.inference_mode():
-                return self(rows.to(self.device), vectors).cpu().unflatten(0, pieces.shape[:2])
+                estimates = [
+                    self(
+                        rows[i : i + at_once].to(self.device),
+                        None if vectors is None else vectors[i : i + at_once],
+                    ).cpu()
+                    for i in parts
+                ]
+            return torch.cat(estimates).unflatten(0, pieces.shape[:2])
 
         at_once = 1 if self.device.type == "cpu" else CHUNKS_AT_ONCE
         tensors = (torch.from_numpy(block) for block in blocks)

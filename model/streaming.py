@@ -28,7 +28,10 @@ class StreamingSeparator:
 
     def __init__(self, separator: Separator, embedding: Tensor | None = None) -> None:
         if not isinstance(separator.network, Lite):
-            raise ValueError(f"{type(separator.network).__name__} is not causal: a stream needs network lite")
+            raise ValueError(
+                f"network {separator.config.network.kind} hears the future, a stream needs network lite: "
+                "train one (config/lite.yaml) and name it with --checkpoint_path"
+            )
         if separator.training:
             raise ValueError("a stream needs the separator in evaluation mode")
         spectral = separator.spectral

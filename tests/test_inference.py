@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -25,13 +27,13 @@ from config.load import load_config
 from model.dvector import DVector
 from model.jobs import Finished, Job, folder_jobs, listed_jobs, run_jobs
 from model.pcm import stream_pcm
-from model.presence import Calibration, Evidence, Listener, fit
+from model.presence import JUDGED_PIECES, Calibration, Evidence, Listener, fit
 from model.recording import Wishes, residual_path, separate_recording
 from model.separator import Separator
 from tests.conftest import TINY, tone_voice
 from utils.audio import read_audio, resample, write_audio
 from utils.audio_stream import LARGEST_WAV, AudioReader, audio_writer, resampled
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import load_checkpoint, save_again, save_checkpoint, save_weights
 from utils.errors import UserError
 from utils.overlap import overlap_stream
 
@@ -457,7 +459,7 @@ def test_options_that_do_not_go_together_are_refused(
     given = ["--checkpoint_path", checkpoint, "-r", voices / "reference.wav"]
     mixture = ["-m", voices / "mixed.wav"]
     cases: list[tuple[list[object], str]] = [
-        ([*given, "--stream"], "is not causal: a stream needs network lite"),
+        ([*given, "--stream"], "hears the future, a stream needs network lite"),
         ([*given, "--stream", *mixture], "without --mixed_file"),
         ([*given, *mixture, "--batch", "x.csv", "-o", "out"], "one of -m MIXED, --batch CSV and --stream"),
         ([*given, *mixture], "name the folder for the results with -o"),
@@ -465,6 +467,9 @@ def test_options_that_do_not_go_together_are_refused(
         ([*given, *mixture, "-o", voices / "out", "--presence"], "python calibrate.py"),
         ([*given, *mixture, "-o", voices / "out", "--microphone"], "belongs to --stream"),
         ([*given, *mixture, "-o", voices / "out", "-p", 0], "-p 0: expected at least 1"),
+        ([*given, *mixture, "-o", voices / "out", "-p", 2], "-p 2: is for many recordings"),
+        ([*given, *mixture, "-o", voices / "out", "--threshold", 0.9], "--threshold 0.9: has no effect"),
+        ([*given, *mixture, "-o", voices / "out", "--backend", "onnx", "--precision", "bf16"], "in fp32"),
         ([*given, "-m", voices, "-o", "-"], "-o -: is for a single recording"),
         ([*given, *mixture, "-o", voices / "out", "--device", "mps"], "no Apple GPU"),
         ([*given, *mixture, "-o", voices / "mixed.wav/out"], "cannot write there"),
@@ -513,7 +518,7 @@ def test_evidence_is_the_similarity_of_estimate_and_residual() -> None:
     for start in range(0, 48000, 7000):
         piece = slice(start, start + 7000)
         listener((voice + other)[piece], voice[piece])
-    found = listener.evidence()
+    (found,) = listener.evidence()
     for signal, similarity in ((voice, found.similarity), (other, found.residual_similarity)):
         with torch.inference_mode():
             vector = separator.embedder.embed([torch.from_numpy(signal)])[0]
@@ -523,7 +528,116 @@ def test_evidence_is_the_similarity_of_estimate_and_residual() -> None:
     assert found.level_db == pytest.approx(power, abs=0.01)
     silent = Listener(separator, asked)
     silent(voice, np.zeros_like(voice))
-    assert (silent.evidence().similarity, silent.evidence().level_db) == (0.0, -40.0)
+    (nothing,) = silent.evidence()
+    assert (nothing.similarity, nothing.level_db) == (0.0, -40.0)
+
+
+def test_a_voice_in_a_part_of_a_recording_is_found_there_whatever_the_blocks() -> None:
+    separator = separator_of()
+    voice, other = tone_voice(0, 8.0, 0), tone_voice(4, 24.0, 0)
+    mixture = np.concatenate([other, voice, other])
+    estimate = np.concatenate([0 * other, voice, 0 * other])
+    found = []
+    for size in (7000, 400_000):
+        listener = Listener(separator, separator.embed(tone_voice(0, 3.0, 9)))
+        for start in range(0, len(mixture), size):
+            listener(mixture[start : start + size], estimate[start : start + size])
+        found.append(listener.evidence())
+    assert found[0] == found[1]
+    assert len(found[0]) == 14 - JUDGED_PIECES + 1  # 56 s in pieces of 4
+    similarities = [evidence.similarity for evidence in found[0]]
+    assert int(np.argmax(similarities)) in (4, 5, 6, 7) and similarities[0] == 0.0
+
+
+def test_calibrating_keeps_the_format_of_the_file(run: Runner, store: Path, tmp_path: Path) -> None:
+    for half in (False, True):
+        path = tmp_path / f"{half}.safetensors"
+        save_weights(path, separator_of().content(), half)
+        size = path.stat().st_size
+        before = load_checkpoint(path)
+        save_again(path, before | {"presence": {"weights": [1.0]}})
+        after = load_checkpoint(path)
+        assert after["presence"] == {"weights": [1.0]} and abs(path.stat().st_size - size) < 500
+        for name, tensor in before["network"].items():
+            torch.testing.assert_close(after["network"][name], tensor, rtol=0, atol=0)
+
+
+def test_samples_beyond_sound_are_refused_by_the_interface() -> None:
+    separator, reference = separator_of(), tone_voice(0, 2.0, 0)
+    for bad in (np.full(16000, 1e300), np.full(16000, 1e7, np.float32)):
+        with pytest.raises(ValueError, match="floats in \\[-1, 1\\] are expected"):
+            separator.separate(bad, reference, rate=16000)
+
+
+def test_silent_ends_of_a_reference_matter_nowhere() -> None:
+    separator, mixture = separator_of(), tone_voice(0, 2.0, 3)
+    reference = tone_voice(0, 2.0, 0)
+    silence = np.zeros(64000, np.float32)
+    plain = separator.separate(mixture, reference, rate=16000)
+    framed = separator.separate(mixture, np.concatenate([silence, reference, silence]), rate=16000)
+    assert 10 * np.log10(np.square(plain - framed).sum() / np.square(plain).sum()) < -20
+
+
+def test_the_level_reported_is_that_of_what_is_written(run: Runner, voices: Path, checkpoint: Path) -> None:
+    given = ["--checkpoint_path", checkpoint, "-m", voices / "mixed.wav", "-r", voices / "reference.wav"]
+    for strength in (1.0, 0.3):
+        code, _, _ = run(inference.main, *given, "-o", voices / "out", "--strength", strength, "--report")
+        report = json.loads((voices / "out/report.json").read_text())["recordings"][0]
+        level = 10 * np.log10(np.square(read(voices / "out/estimate.wav"), dtype=np.float64).mean())
+        assert code == 0 and report["estimate_db"] == pytest.approx(level, abs=0.01)
+
+
+def test_a_named_pipe_and_a_wav_of_unknown_length_are_read(
+    run: Runner, voices: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    whole = (voices / "mixed.wav").read_bytes()
+    at = whole.index(b"data") + 4
+    unknown = whole[:4] + bytes(4) + whole[8:at] + bytes(4) + whole[at + 4 :]
+    expected = None
+    for content in (whole, unknown):
+        pipe = tmp_path / f"pipe-{len(list(tmp_path.iterdir()))}"
+        os.mkfifo(pipe)
+        writer = Thread(target=pipe.write_bytes, args=(content,), daemon=True)
+        writer.start()
+        code, _, _ = run(
+            inference.main, "--checkpoint_path", checkpoint, "-m", pipe, "-r", voices / "reference.wav",
+            "-o", voices / "out",
+        )  # fmt: skip
+        writer.join(10)
+        estimate = read(voices / "out/estimate.wav")
+        assert code == 0 and len(estimate) == len(read(voices / "mixed.wav"))
+        expected = estimate if expected is None else expected
+        np.testing.assert_array_equal(estimate, expected)
+
+
+def test_an_exchanged_embedder_is_no_reason_to_keep_results(
+    run: Runner, voices: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    recordings = tmp_path / "in"
+    recordings.mkdir()
+    shutil.copyfile(voices / "mixed.wav", recordings / "a.wav")
+    given = [
+        "--checkpoint_path",
+        checkpoint,
+        "-e",
+        tmp_path / "e.pt",
+        "-m",
+        recordings,
+        "-o",
+        tmp_path / "out",
+    ]
+    given += ["-r", voices / "reference.wav"]
+    for seed, words in (
+        (0, "1 recordings separated;"),
+        (0, "1 of them before"),
+        (1, "1 recordings separated;"),
+    ):
+        if seed or not (tmp_path / "e.pt").exists():
+            torch.manual_seed(seed)
+            content = {"format": "embedder", "embedder": DVector(hidden=8).content()}
+            save_checkpoint(tmp_path / "e.pt", content)
+        code, out, _ = run(inference.main, *given)
+        assert code == 0 and words in out.replace("1 of 1 ", "1 "), out
 
 
 def test_calibrated_presence_decides_what_is_written(

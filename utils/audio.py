@@ -30,8 +30,18 @@ AUDIO_SUFFIXES = frozenset(
         ".aif",
         ".webm",
         ".sph",
+        ".caf",
+        ".w64",
+        ".rf64",
+        ".au",
+        ".mka",
+        ".mkv",
+        ".mov",
+        ".wma",
     ]
 )
+LARGEST_SAMPLE = 1e6
+"""Some write integers as floats; beyond it, squares leave the range of float32."""
 FRAMES_PER_SECOND = 50  # of the levels that tell sound from silence
 RANGE_DB, FLOOR_DB = 40.0, -70.0
 

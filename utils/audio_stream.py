@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 import soundfile
 import soxr
 
-from utils.audio import av_blocks, av_frames, av_header, peak_level, require_file
+from utils.audio import LARGEST_SAMPLE, av_blocks, av_frames, av_header, peak_level, require_file
 from utils.audio_check import promised_frames
 from utils.errors import UserError
 from utils.files import atomic_file
@@ -24,8 +25,6 @@ SMALLEST_SHARE = 0.999
 """Of the samples that a header promises, fewer of which make a file cut off."""
 
 
-LARGEST_SAMPLE = 1e6
-"""Some write integers as floats; beyond it, squares leave the range of float32."""
 SMALLEST_SHARE_OF_CONTAINERS = 0.95
 """The same of containers, which count the padding of their codec, or round."""
 
@@ -154,15 +153,37 @@ def standard_bytes() -> BinaryIO:
     return sys.stdin.buffer
 
 
+def standard_output(stream: TextIO | None) -> BinaryIO:
+    """The bytes of standard output. Raises UserError where it is closed."""
+    if stream is None:
+        raise UserError("standard output is closed; it is where the sound should go")
+    return stream.buffer
+
+
+def is_pipe(path: Path) -> bool:
+    """Whether a name stands for what cannot be read twice, such as the shell's <(...)."""
+    return path.is_fifo() or path.is_char_device() or path.is_socket()
+
+
 @contextmanager
-def standard_input() -> Iterator[Path]:
-    """What comes on standard input as a temporary file: WAV readers want to look around in it."""
-    with tempfile.NamedTemporaryFile(prefix="stdin-", suffix=".wav") as file:
-        source = standard_bytes()
+def spooled(source: BinaryIO) -> Iterator[Path]:
+    """What comes from a pipe as a temporary file: readers of audio want to look around in it."""
+    with tempfile.NamedTemporaryFile(prefix="piped-", suffix=".wav") as file:
         while block := source.read(1 << 20):
             file.write(block)
         file.flush()
+        _fill_in_length(file.name)
         yield Path(file.name)
+
+
+def _fill_in_length(path: str) -> None:
+    """Writes the length of a WAV whose writer, who did not know it, left 0 in its last header."""
+    with open(path, "rb+") as file:
+        head = file.read(4096)
+        at = head.find(b"data\0\0\0\0") + 4
+        if head[:4] == b"RIFF" and at > 4 and (left := file.seek(0, os.SEEK_END) - at - 4) > 0:
+            file.seek(at)
+            file.write(min(left, 2**32 - 1).to_bytes(4, "little"))
 
 
 def resampled(blocks: Iterator[np.ndarray], rate: int, new_rate: int) -> Iterator[np.ndarray]:

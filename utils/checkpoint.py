@@ -61,6 +61,16 @@ def save_weights(path: Path | str, content: dict[str, Any], half: bool = False) 
         temporary.write_bytes(safetensors.torch.save(tensors, {"content": tree}))
 
 
+def save_again(path: Path | str, content: dict[str, Any]) -> None:
+    """Writes what was read from a checkpoint, and changed, in the place and in the format of that file."""
+    if Path(path).suffix != ".safetensors":
+        save_checkpoint(path, content)
+        return
+    with safetensors.safe_open(str(path), "pt") as file:
+        kinds = {file.get_slice(place).get_dtype() for place in file.keys()}  # noqa: SIM118 (it is no dict)
+    save_weights(path, content, half="F16" in kinds)
+
+
 def _without_tensors(value: Any, name: str, tensors: dict[str, torch.Tensor], half: bool) -> Any:
     """Its dicts and values without the tensors, which are taken by their place, such as network/out.bias."""
     if isinstance(value, dict):
@@ -143,7 +153,9 @@ def _reason(path: Path | str, error: Exception) -> str:
         return "it is cut off, damaged, or another project's"
     if not start.startswith((b"PK", b"\x80")):
         graph = Path(path).suffix.lower() == ".onnx"
-        return "no PyTorch file; convert.py reads ONNX graphs" if graph else "no PyTorch file"
+        if graph:
+            return "an ONNX graph: inference.py runs those of export.py, convert.py reads other projects'"
+        return "no PyTorch file"
     named = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(r"type (\S+) in order", str(error))
     if named:
         return f"it asks for {named[1]}, which would run code, or it is cut off"
