@@ -11,7 +11,6 @@ Stopped, the same command goes on. torchrun shares the work among its processes.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -31,20 +30,20 @@ from datasets.store import SPLITS, Store
 from model.embedder import Embedder
 from model.evaluation import Evaluation
 from model.evaluation_page import example_signals, write_page
-from model.evaluation_summary import compare, summarize_rows, utterance_table
+from model.evaluation_summary import compare, summarize_rows, utterance_table, values
 from model.evaluation_tables import markdown, side_by_side
 from model.foreign import load_embedder
 from model.masks import add_mask_options, chosen_masking
 from model.recognition import require_recognizer
-from model.row_scores import METRICS
+from model.row_scores import METRICS, SCORES
 from model.separator import Separator, checkpoint_of
-from model.test_set import MIXTURE, System, TestSet, Wanted
+from model.test_set import MIXTURE, System, TestSet, Wanted, result_name
 from utils import distributed
 from utils.audio import write_audio
 from utils.checkpoint import load_checkpoint
 from utils.device import choose_device, large_pages
 from utils.errors import UserError
-from utils.files import fingerprint, sha256_of, write_csv, write_json, write_text
+from utils.files import fingerprint, require_writable, sha256_of, write_csv, write_json, write_text
 from utils.perception import missing_packages
 from utils.processes import cores
 from utils.versions import versions
@@ -52,9 +51,8 @@ from utils.versions import versions
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(_parser(), arguments)
+    _check(options)
     wanted = _wanted(options)
-    if sum(map(bool, (options.data, options.tuples, options.recipes))) != 1:
-        raise UserError("name what is scored: one of --data STORE, --tuples CSV and --recipes JSONL")
     large_pages()
     with distributed.process_group(choose_device(options.device)) as device:
         return _evaluate(options, wanted, device)
@@ -63,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _evaluate(options: argparse.Namespace, wanted: Wanted, device: torch.device) -> int:
     stored = of_store(Store(options.data), options.split) if options.data else None
     paths = [str(checkpoint_of(path)) for path in options.checkpoints]
-    contents = {path: load_checkpoint(path) for path in paths}
+    contents = {path: load_checkpoint(path, verify=True) for path in paths}
     separators = {
         path: Separator.from_content(content, path).eval().to(device) for path, content in contents.items()
     }
@@ -78,8 +76,7 @@ def _evaluate(options: argparse.Namespace, wanted: Wanted, device: torch.device)
     if stored:
         warn_of_task(stored, options, separators)
     data, out = stored or of_list(options, separators, rates.pop()), Path(options.out)
-    use = "" if options.mask == "org" else f"-{options.mask}-{options.factor:g}"
-    folders = [out / (result_name(path, data.name) + use) for path in separators]
+    folders = [out / result_name(path, data.name, options.mask, options.factor) for path in separators]
     if len(set(folders)) < len(options.checkpoints):
         raise UserError(
             "two of the checkpoints would share a folder of results: score them with different -o"
@@ -95,6 +92,9 @@ def _evaluate(options: argparse.Namespace, wanted: Wanted, device: torch.device)
     ]
     if not any(recipe.role != "absent" for recipe in data.recipes):
         raise UserError(f"{data.source}: none of {len(data.recipes)} examples holds the asked voice")
+    check_examples(data, options.save_audio)
+    if wanted.recognizer:
+        check_words(data, wanted)
     Evaluation(data, [mixture, *systems], listener, wanted).run(options.processes or cores())
     if distributed.rank() == 0:
         _report(options, wanted, data, mixture, systems, contents)
@@ -123,12 +123,12 @@ def _report(
         print(f"{folder}/per_utterance.csv\n{folder}/summary.json")
         for which in options.save_audio:
             assert system.separator is not None
-            row = find_example(folder / "per_utterance.csv", which)
+            row = find_example(data, mixture, system, which)
             print(save_audio(system.separator, data, folder, which, row))
     differences: list[dict[str, Any]] = []
     if len(systems) > 1:
         for first, second in combinations(systems, 2):
-            differences += compare(data, first, second, list(METRICS))
+            differences += compare(data, mixture, first, second, wanted)
         table = side_by_side(summaries, differences)
         write_text(Path(options.out) / f"comparison-{data.name}.md", table + "\n")
         write_json(Path(options.out) / f"comparison-{data.name}.json", differences)
@@ -143,13 +143,14 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("checkpoints", nargs="+", metavar="CHECKPOINT", help="files, or names of runs")
     add("--data", metavar="STORE", help="store made by generator.py")
-    add("--split", default="test", choices=[s for s in SPLITS if s != "train"], help="of the store")
+    add("--split", choices=[s for s in SPLITS if s != "train"], help="of the store (default: test)")
     add("--tuples", metavar="CSV", help="instead of a store: a tuple list in the official format, with -d")
     add("--recipes", metavar="JSONL", help="instead of a store: a list of recipes, with -d")
     add("-d", "--corpus", action="append", default=[], metavar="DIR", help="corpus of the list")
     for kind in SOUNDS:
         add(f"--{kind}", action="append", default=[], metavar="DIR", help=f"folder of {kind} in the list")
-    add("--protocol", default="padded", choices=["padded", "crop"], help="of the tuples: whole, or 3 s each")
+    add("--protocol", choices=["padded", "crop"],
+        help="of the tuples: whole (default: padded), or 3 s each")  # fmt: skip
     add("-o", "--out", default="results", help="folder for the tables")
     add("--metrics", default="all", metavar="LIST", help=f"all, or some of {','.join(METRICS)}")
     add("--clean", action="store_true", help="also separate the target alone: what is lost of it?")
@@ -166,9 +167,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check(options: argparse.Namespace) -> None:
+    """Raises UserError for options that do not go together, and a place that cannot be written."""
+    if sum(map(bool, (options.data, options.tuples, options.recipes))) != 1:
+        raise UserError("name what is scored: one of --data STORE, --tuples CSV and --recipes JSONL")
+    of_lists = ("corpus", *SOUNDS, *(() if options.tuples else ("protocol",)))
+    without = of_lists if options.data else ("split", *(() if options.tuples else ("protocol",)))
+    for name in without:
+        if getattr(options, name):
+            source = "--data" if options.data else "--tuples" if options.tuples else "--recipes"
+            raise UserError(f"--{name}: has no effect with {source}")
+    options.split, options.protocol = options.split or "test", options.protocol or "padded"
+    if (options.recognizer or "").startswith("file:") and len(options.checkpoints) > 1:
+        raise UserError(
+            "--recognizer file: holds what was heard of one system; score the others by themselves"
+        )
+    for place in (Path(options.out) / "summary", *([Path(options.html)] if options.html else [])):
+        require_writable(place)
+
+
 def _wanted(options: argparse.Namespace) -> Wanted:
     """Raises UserError for a metric that nobody knows, and a recogniser that is not there."""
-    names = list(METRICS) if options.metrics == "all" else options.metrics.split(",")
+    names = list(METRICS) if options.metrics == "all" else options.metrics.replace(" ", "").split(",")
     if unknown := [name for name in names if name not in METRICS]:
         raise UserError(f"--metrics {unknown[0]}: expected all or some of {', '.join(METRICS)}")
     if options.processes is not None and options.processes < 1:
@@ -179,12 +199,11 @@ def _wanted(options: argparse.Namespace) -> Wanted:
         if options.metrics != "all":
             raise UserError(f"{left_out}: needs the package {package} (pip install {package})")
         print(f"NOTE: {left_out} left out: the package {package} is not installed", file=sys.stderr)
-    if options.recognizer:
-        require_recognizer(options.recognizer)
+    listed = require_recognizer(options.recognizer) if options.recognizer else None
     # the level tells whether a voice that is absent was silenced; SI-SDR is what an example is chosen by
     always = {"si_sdr", "level"}
     chosen = tuple(name for name in METRICS if (name in names and name not in missing) or name in always)
-    return Wanted(chosen, options.clean, options.recognizer)
+    return Wanted(chosen, options.clean, options.recognizer, listed)
 
 
 def of_store(store: Store, name: str) -> TestSet:
@@ -253,15 +272,9 @@ def describe_protocol(data: Mapping[str, Any]) -> str:
     return f"protocol crop {data['seconds']:g} s"
 
 
-def result_name(checkpoint: str, split: str) -> str:
-    """The folder of results: run, checkpoint and split."""
-    path = Path(checkpoint)
-    return f"{path.resolve().parent.name}-{path.stem}-{split}"
-
-
 def mixture_system(data: TestSet, out: Path, listener: Embedder | None) -> System:
     folder = out / f"mixture-{data.name}"
-    return System(MIXTURE, folder, fingerprint([data.split.fingerprint, _hears(listener)]))
+    return System(MIXTURE, folder, fingerprint([SCORES, data.split.fingerprint, _hears(listener)]))
 
 
 def system_of(
@@ -272,7 +285,7 @@ def system_of(
         raise UserError(
             f"{path}: works at {separator.sample_rate} Hz, {data.source} holds {data.rate} Hz audio"
         )
-    how = [sha256_of(path), data.split.fingerprint, _hears(listener), str(separator.masking)]
+    how = [SCORES, sha256_of(path), data.split.fingerprint, _hears(listener), str(separator.masking)]
     return System(path, folder, fingerprint([*how, separator.precision]), separator)
 
 
@@ -286,8 +299,9 @@ def describe_system(
     """The summary of a system: its figures, and what they are of. `heard`: the speakers that it was trained
     on, if its checkpoint says so."""
     assert system.separator is not None
-    speakers = {data.speaker(recipe.reference) for recipe in data.recipes}
-    same = {data.speaker(recipe.reference) for recipe in data.recipes if recipe.same_utterance}
+    mixtures = [recipe for recipe in data.recipes if recipe.role == "mixture"]
+    speakers = {data.speaker(recipe.reference) for recipe in mixtures}
+    same = {data.speaker(recipe.reference) for recipe in mixtures if recipe.same_utterance}
     return {
         **summarize_rows(data, mixture, system, wanted),
         "checkpoint": system.name,
@@ -302,23 +316,45 @@ def describe_system(
         "factor": system.separator.masking.factor,
         "precision": system.separator.precision,
         "metrics": list(wanted.metrics),
-        "speakers": len(speakers),
         "heard_speakers": None if heard is None else len(heard_speakers(speakers, heard)),
         "same_utterance_speakers": len(same),
     }
 
 
-def find_example(table: Path, which: str) -> int:
-    """The row of the table that `which` names: an index, or the best, median or worst SI-SDR improvement."""
-    with table.open(newline="") as file:
-        gains = [float(row["si_sdr_after"]) - float(row["si_sdr_before"]) for row in csv.DictReader(file)]
-    order = np.argsort(gains)
-    named = {"worst": order[0], "median": order[len(order) // 2], "best": order[-1]}
-    if which in named:
-        return int(named[which])
-    if which.isdecimal() and int(which) < len(gains):
+RANKED = ("worst", "median", "best")
+
+
+def check_examples(data: TestSet, wanted: Sequence[str]) -> None:
+    """Raises UserError for examples that `find_example` could not find."""
+    count = len(data.recipes)
+    for which in wanted:
+        if which not in RANKED and not (which.isdecimal() and int(which) < count):
+            raise UserError(f"--save_audio {which}: expected best, median, worst or an index below {count}")
+        if which in RANKED and not any(recipe.role == "mixture" for recipe in data.recipes):
+            raise UserError(f"--save_audio {which}: there is no mixture that holds the asked voice")
+
+
+def check_words(data: TestSet, wanted: Wanted) -> None:
+    """Says where there are no words to compare. Raises UserError for hypotheses of other rows."""
+    spoken = [data.recipes[row].index for row, text in enumerate(data.texts) if text]
+    if not spoken:
+        print(
+            f"NOTE: no target of {data.source} is a whole utterance with a transcript: no word error rate, "
+            f"--recognizer {wanted.recognizer} has no effect",
+            file=sys.stderr,
+        )
+    indices = {recipe.index for recipe in data.recipes}
+    if strange := sorted({index for index, _ in wanted.listed or {}} - indices):
+        raise UserError(f"{wanted.recognizer}: index {strange[0]} is no row of {data.source}")
+
+
+def find_example(data: TestSet, mixture: System, system: System, which: str) -> int:
+    """The row that `which` names: its number, or the mixture of best, median or worst SI-SDR improvement."""
+    if which.isdecimal():
         return int(which)
-    raise UserError(f"--save_audio {which}: expected best, median, worst or an index below {len(gains)}")
+    rows = [row for row, recipe in enumerate(data.recipes) if recipe.role == "mixture"]
+    order = np.argsort(values(system, "si_sdr", rows) - values(mixture, "si_sdr", rows), kind="stable")
+    return rows[order[{"worst": 0, "median": len(rows) // 2, "best": -1}[which]]]
 
 
 def save_audio(separator: Separator, data: TestSet, folder: Path, which: str, row: int) -> Path:

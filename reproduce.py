@@ -4,6 +4,9 @@
     python reproduce.py srl -d VCTK-Corpus-0.92
     python reproduce.py reverse -d LibriSpeech --scale tiny
 
+What was made is kept as long as the commands, the list and the embedder are the same; another corpus wants
+another -o.
+
 Tables: voicefilter, voicefilter-vctk, srl, reverse, identity, unconditioned. Stopped, the same command goes
 on where it was. `--scale tiny` runs everything small, within minutes: it shows that all stages work, its
 figures say nothing.
@@ -22,11 +25,12 @@ from typing import Any
 from config.load import argument_parser, load_any_config, load_config, parse_arguments, run_script
 from config.schema import Config
 from datasets.plan import SOUNDS
+from model.test_set import result_name
 from scripts.commands import command
 from scripts.cost import hours_and_bytes
 from scripts.tables import BEFORE, COLUMNS, EXAMPLES, SCALES, TABLES, Table, TableRow, shrunk
 from utils.errors import UserError
-from utils.files import fingerprint, read_json, write_text
+from utils.files import fingerprint, read_json, sha256_of, write_text
 
 CONFIGS = Path("config")
 PAPER_VCTK_TEST = ("p246", "p247", "p250", "p251", "p272", "p273", "p305", "p333", "p347", "p374")
@@ -70,8 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.dry_run:
         print(plan.describe(steps))
         return 0
+    given = [sha256_of(name) for name in (options.tuples, options.embedder) if name and Path(name).is_file()]
     for number, step in enumerate(steps, 1):
-        mark = plan.folder / "done" / fingerprint(step.arguments)
+        mark = plan.folder / "done" / fingerprint([step.arguments, given])
         if mark.exists() and step.result.exists():
             continue
         print(f"[{number}/{len(steps)}] {step.what}")
@@ -207,12 +212,11 @@ class Plan:
             else []
         )
         mask = [] if row.mask == "org" else ["--mask", row.mask]
-        use = "" if row.mask == "org" else f"-{row.mask}-1"
         return Step(
             f"scores: {row.label}, protocol {protocol}" + (f", seed {seed}" if self.table.seeds else ""),
             ("evaluate.py", str(checkpoint), *data, "-o", str(out), "--metrics", self.table.metrics,
              "--device", self.options.device, *words, *mask),
-            out / f"{checkpoint.parent.name}-best-{name}{use}" / "summary.json",
+            out / result_name(checkpoint, name, row.mask) / "summary.json",
         )  # fmt: skip
 
     # -------------------------------------------------------- words
@@ -229,7 +233,10 @@ class Plan:
             shorter = list(shrunk(self.scale, self.table, separator=False))
             load_any_config(str(path), shorter)  # refuses here what would be refused hours later
         cost = hours_and_bytes(runs)
-        return "\n".join([*lines, "", *cost.describe(), ""])
+        left_out = (
+            "Not in it: an embedder's training, speaker losses, mixing, scores, words, and checkpoints."
+        )
+        return "\n".join([*lines, "", *cost.describe(), left_out, ""])
 
     def report(self) -> str:
         """The table: ours beside the published figures."""
@@ -267,7 +274,10 @@ class Plan:
                 lines.append(line(row.label, ours, [row.published.get(c, "") for c in shown]))
         commits = {str(s["versions"]["commit"])[:12] for _, summaries in found for s in summaries}
         heard = ", ".join(self.options.corpus)
-        test = self.options.tuples or "mixtures of held-out speakers"
+        subsets = self.options.test_subsets
+        test = self.options.tuples or (
+            f"mixtures of {subsets}" if subsets else "mixtures of held-out speakers"
+        )
         lines += ["", f"Corpus {heard}; test: {test}; code {', '.join(sorted(commits))}."]
         if self.table.words:
             lines.append(f"Words by {self.options.recognizer}; clean: the target alone goes through.")

@@ -16,7 +16,7 @@ from datasets.recipe import Clip
 from model.embedder import Embedder
 from model.features import reference_embeddings
 from model.recognition import is_spoken_by_workers, recognize
-from model.row_scores import CLEAN, LISTENED, RowAudio, overlap_share, score_row
+from model.row_scores import CLEAN, LISTENED, NOT_FINITE, RowAudio, overlap_share, score_row
 from model.scoring import SAMPLES_AT_ONCE
 from model.test_set import MIXTURE, Row, System, TestSet, Wanted, heard_key
 from utils import distributed
@@ -36,6 +36,8 @@ class Evaluation:
         self, data: TestSet, systems: Sequence[System], listener: Embedder | None, wanted: Wanted
     ) -> None:
         self.data, self.systems, self.listener, self.wanted = data, systems, listener, wanted
+        if any(recipe.reverse for recipe in data.recipes):
+            listener = self.listener = None  # what is asked for is nobody's voice
         self.metrics = [name for name in wanted.metrics if listener is not None or name not in LISTENED]
         references = [recipe.reference for recipe in data.recipes]
         self.embeddings: dict[str, np.ndarray] = {}
@@ -63,10 +65,7 @@ class Evaluation:
             waiting: list[_Batch] = []
             for rows in batches:
                 batch = _Batch(rows, {}, {})
-                if lacking := {s.name: self._lacks(s, rows) for s in self.systems}:
-                    for name in [name for name, some in lacking.items() if not some]:
-                        del lacking[name]
-                if lacking:
+                if lacking := {s.name: keys for s in self.systems if (keys := self._lacks(s, rows))}:
                     batch = self._measure(rows, lacking, pool)
                 waiting.append(batch)
                 while len(waiting) > 1:
@@ -118,12 +117,14 @@ class Evaluation:
         interference = mixture - target
         outputs: dict[str, Tensor] = {}
         clean: dict[str, Tensor] = {}
+        found: dict[str, dict[int, Row]] = {name: {row: {} for row in rows} for name in lacking}
         for system in self.systems:
             if keys := lacking.get(system.name):
-                outputs[system.name] = self._outputs(system, mixture, rows)
+                outputs[system.name], broken = finite(self._outputs(system, mixture, rows))
+                for place in broken:
+                    found[system.name][rows[place]][NOT_FINITE] = 1
                 if system.separator and any(CLEAN in key for key in keys):
-                    clean[system.name] = self._outputs(system, target, rows)
-        found: dict[str, dict[int, Row]] = {name: {row: {} for row in rows} for name in outputs}
+                    clean[system.name], _ = finite(self._outputs(system, target, rows))
         futures: dict[int, list[Any]] = {}
         for place, row in enumerate(rows):
             recipe = self.data.recipes[row]
@@ -249,6 +250,12 @@ class Evaluation:
             if system.name in batch.found:
                 system.add(batch.found[system.name])
         return len(batch.rows)
+
+
+def finite(signals: Tensor) -> tuple[Tensor, list[int]]:
+    """Signals [B, N] with silence in the place of those that hold NaN or infinity, and which these are."""
+    broken = ~signals.isfinite().all(dim=1)
+    return signals.masked_fill(broken[:, None], 0.0), broken.nonzero().flatten().tolist()
 
 
 @dataclass

@@ -60,7 +60,8 @@ def write_page(
     before = values(mixture, "si_sdr", rows)
     gains = {system.name: values(system, "si_sdr", rows) - before for system in systems}
     if rows:
-        chart = gain_figure(before, gains, values(mixture, "voices", rows))
+        pairs = ["-".join(sexes(data, row)) for row in rows]
+        chart = gain_figure(before, gains, values(mixture, "voices", rows), pairs)
         parts.append(f"<h2>Improvement</h2>{_picture(chart, 'distribution and scatter of the improvement')}")
     for system, summary in zip(systems, summaries, strict=True):
         parts.append(f"<h2>{html.escape(system.name)}</h2>{as_html(markdown(summary))}")
@@ -89,6 +90,8 @@ def example_signals(separator: Separator, data: TestSet, row: int) -> dict[str, 
     reference = read_clip(clip, data.utterances[clip.utterance], separator.reference_rate)
     embedding = None if separator.embedder is None else separator.embed(reference)
     estimate = separator.separate_channels(mixture[None], embedding)[0]
+    if not np.isfinite(estimate).all():  # as it was scored
+        estimate = np.zeros_like(estimate)
     signals = {"mixture": mixture, "target": target, "estimate": estimate}
     return {name: (samples, rate) for name, samples in signals.items()} | {
         "reference": (reference, separator.reference_rate)

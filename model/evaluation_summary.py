@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from model.recognition import CONDITIONS, read_hypotheses, word_error_rate, word_errors
-from model.row_scores import CLEAN, METRICS, OF_CLEAN, OUTPUT_ONLY
-from model.test_set import Row, System, TestSet, Wanted, heard_key
-from utils.metrics import SILENCE_DB, accepted_share, bootstrap_interval
-from utils.verification import equal_error_rate, error_rates
+from model.recognition import CONDITIONS, word_error_rate, word_errors
+from model.row_scores import CLEAN, METRICS, NOT_FINITE, OF_CLEAN, OUTPUT_ONLY, SILENCED_DB
+from model.test_set import System, TestSet, Wanted, heard_key
+from utils.metrics import SILENCE_DB, accepted_share, bootstrap_interval, sign_flip_p
+from utils.verification import FEWEST_SPEAKERS, equal_error_rate, error_rates
 
 Summary = dict[str, Any]
 
@@ -23,7 +22,8 @@ def summarize_rows(data: TestSet, before: System, after: System, wanted: Wanted)
 
     Figures are of the n mixtures that hold the asked voice and something else; `alone_...` are of those
     where the voice is alone, `absent_level` of those where it is absent (output against mixture, dB).
-    Intervals are over the people asked for. Where there is no mixture, the figures of mixtures are missing.
+    Intervals are over the people asked for, and missing where these are fewer than FEWEST_SPEAKERS. Where
+    there is no mixture, the figures of mixtures are missing.
     """
     recipes = data.recipes
     role = np.array([recipe.role for recipe in recipes])
@@ -31,7 +31,9 @@ def summarize_rows(data: TestSet, before: System, after: System, wanted: Wanted)
     mixtures = np.flatnonzero(role == "mixture")
     summary: Summary = {f"{name}_n": int((role == name).sum()) for name in ("alone", "absent")}
     summary["n"] = len(mixtures)
-    for name in METRICS:
+    summary["speakers"] = len({owners[row] for row in mixtures})
+    summary["not_finite"] = sum(bool(scores.get(NOT_FINITE)) for scores in after.rows.values())
+    for name in wanted.metrics:
         first, second = (values(system, name, mixtures) for system in (before, after))
         both = np.isfinite(first) & np.isfinite(second)
         if both.any():
@@ -54,12 +56,14 @@ def summarize_rows(data: TestSet, before: System, after: System, wanted: Wanted)
     fall = values(after, "level", absent) - values(before, "level", absent)
     if np.isfinite(fall).any():
         summary |= middle("absent_level", fall[np.isfinite(fall)])
-        summary["absent_silenced_share"] = float((fall <= -15).mean())
-    for name in OF_CLEAN:
+        summary["absent_silenced_share"] = float((fall <= -SILENCED_DB).mean())
+    for name in OF_CLEAN if wanted.clean else ():
         clean = values(after, f"{name}_{CLEAN}", mixtures)
-        if np.isfinite(clean).any():
-            summary |= spread(f"{name}_{CLEAN}", clean, [owners[row] for row in mixtures])
-    summary |= _voices(before, after, mixtures)
+        known = np.isfinite(clean)
+        if known.any():
+            summary |= spread(f"{name}_{CLEAN}", clean[known], [owners[row] for row in mixtures[known]])
+    if "similarity" in wanted.metrics:
+        summary |= _voices(before, after, mixtures)
     if wanted.recognizer:
         summary["word_errors"] = _word_errors(data, before, after, wanted, owners)
         summary["recognizer"] = wanted.recognizer
@@ -76,10 +80,18 @@ def middle(name: str, numbers: np.ndarray) -> dict[str, float]:
 
 
 def spread(name: str, numbers: np.ndarray, owners: Sequence[str]) -> dict[str, float]:
-    """Mean, median, sample standard deviation and the mean's interval over the `owners` [n]."""
-    low, high = bootstrap_interval(numbers, owners)
+    """Mean, median, sample standard deviation and the mean's interval over the `owners` [n], if these are
+    enough."""
     deviation = float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0
-    return {**middle(name, numbers), f"{name}_std": deviation, f"{name}_low": low, f"{name}_high": high}
+    found = {**middle(name, numbers), f"{name}_std": deviation}
+    if (limits := interval(numbers, owners)) is not None:
+        found[f"{name}_low"], found[f"{name}_high"] = limits
+    return found
+
+
+def interval(numbers: np.ndarray, owners: Sequence[str]) -> tuple[float, float] | None:
+    """Of the mean over the `owners` [n]; None of fewer than FEWEST_SPEAKERS, which say nothing of others."""
+    return bootstrap_interval(numbers, owners) if len(set(owners)) >= FEWEST_SPEAKERS else None
 
 
 def _by_sex(data: TestSet, rows: np.ndarray, gains: np.ndarray) -> dict[str, dict[str, float]]:
@@ -87,7 +99,7 @@ def _by_sex(data: TestSet, rows: np.ndarray, gains: np.ndarray) -> dict[str, dic
     groups: dict[str, list[float]] = {}
     for row, gain in zip(rows, gains, strict=True):
         pair = "-".join(sexes(data, int(row)))
-        if len(pair) == 3:
+        if len(pair) == 3 and not data.recipes[row].reverse:
             groups.setdefault(pair, []).append(gain)
     return {pair: {"n": len(found), "mean": float(np.mean(found))} for pair, found in sorted(groups.items())}
 
@@ -124,23 +136,28 @@ def _word_errors(
     data: TestSet, before: System, after: System, wanted: Wanted, owners: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     """By condition the word error rate in percent, its interval over people, words and utterances."""
-    name = wanted.recognizer or ""
-    listed = read_hypotheses(Path(name[5:])) if name.startswith("file:") else {}
     found: dict[str, dict[str, float]] = {}
     for condition in CONDITIONS:
-        system = before if condition in ("clean", "noisy") else after
-        counts, people = [], []
-        for row, text in enumerate(data.texts):
-            key = heard_key(condition, name)
-            heard = listed.get((data.recipes[row].index, condition), system.rows.get(row, {}).get(key))
-            if text and heard is not None:
-                counts.append(word_errors(text, heard))
-                people.append(owners[row])
+        counts = counted_words(data, before, after, wanted, condition)
         if counts:
-            errors, words = zip(*counts, strict=True)
-            low, high = _interval_of_rate(errors, words, people)
-            rate = word_error_rate(errors, words)
-            found[condition] = {"wer": rate, "low": low, "high": high, "words": sum(words), "n": len(counts)}
+            errors, words = zip(*counts.values(), strict=True)
+            people = [owners[row] for row in counts]
+            figures = {"wer": word_error_rate(errors, words), "words": sum(words), "n": len(counts)}
+            if len(set(people)) >= FEWEST_SPEAKERS:
+                figures["low"], figures["high"] = _interval_of_rate(errors, words, people)
+            found[condition] = figures
+    return found
+
+
+def counted_words(
+    data: TestSet, before: System, after: System, wanted: Wanted, condition: str
+) -> dict[int, tuple[int, int]]:
+    """Errors and spoken words by row, where both what was said and what was heard are known."""
+    found = {}
+    for row, text in enumerate(data.texts):
+        heard = _heard(data, row, before, after, condition, wanted)
+        if text and heard is not None:
+            found[row] = word_errors(text, heard)
     return found
 
 
@@ -156,38 +173,46 @@ def _interval_of_rate(
     return float(low), float(high)
 
 
-def compare(data: TestSet, first: System, second: System, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Paired differences (second minus first) of outputs of the same mixtures, a row a metric.
+def compare(
+    data: TestSet, mixture: System, first: System, second: System, wanted: Wanted
+) -> list[dict[str, Any]]:
+    """Paired differences (second minus first) of outputs of the same mixtures, a row a metric, the share
+    that improves by more than 1 dB and the word error rate among them.
 
-    Mean, 95 % interval over the people asked for, and the two-sided p of Wilcoxon's signed-rank test, which
-    takes mixtures as independent.
+    Mean, 95 % interval over the people asked for, and the two-sided p of a test that changes the signs of
+    all differences of a person together (`sign_flip_p`); both are missing of too few people.
     """
-    from scipy.stats import wilcoxon
-
-    mixtures = [row for row, recipe in enumerate(data.recipes) if recipe.role == "mixture"]
-    owners = np.array([data.speaker(data.recipes[row].reference) for row in mixtures])
+    mixtures = np.array([row for row, recipe in enumerate(data.recipes) if recipe.role == "mixture"], int)
+    owners = [data.speaker(recipe.reference) for recipe in data.recipes]
+    pairs: list[tuple[str, str, int, np.ndarray, np.ndarray]] = []
+    for name in wanted.metrics:
+        if name != "level":
+            gain = values(second, name, mixtures) - values(first, name, mixtures)
+            metric = METRICS[name]
+            known = np.isfinite(gain)
+            pairs.append((name, metric.label, metric.digits, metric.better * gain[known], mixtures[known]))
+    unprocessed = values(mixture, "si_sdr", mixtures)
+    share = [100.0 * (values(s, "si_sdr", mixtures) - unprocessed > 1) for s in (first, second)]
+    pairs.append(("accepted_share", "> 1 dB, %", 1, share[1] - share[0], mixtures))
+    for condition in ("enhanced", "enhanced_clean") if wanted.recognizer else ():
+        counts = [counted_words(data, mixture, system, wanted, condition) for system in (first, second)]
+        rows = np.array(sorted(counts[0].keys() & counts[1].keys()), int)
+        words = np.mean([counts[0][row][1] for row in rows]) if len(rows) else 0.0
+        fewer = [100 * (counts[0][row][0] - counts[1][row][0]) / max(1.0, words) for row in rows]
+        pairs.append((f"wer_{condition}", f"word errors ({condition}), %", 1, np.array(fewer), rows))
     found = []
-    for name in names:
-        a, b = values(first, name, mixtures), values(second, name, mixtures)
-        both = np.isfinite(a) & np.isfinite(b)
-        if name == "level" or not both.any():
-            continue
-        gain = (b - a)[both]
-        low, high = bootstrap_interval(gain, owners[both].tolist())
-        p = float(wilcoxon(gain).pvalue) if np.any(gain) else 1.0
-        found.append(
-            {
-                "first": first.name,
-                "second": second.name,
-                "metric": name,
-                "n": len(gain),
-                "mean": float(gain.mean()),
-                "low": low,
-                "high": high,
-                "better_share": float((gain * METRICS[name].better > 0).mean()),
-                "p": p,
-            }
-        )
+    for name, label, digits, better, rows in pairs:
+        if len(better):
+            sign = -1.0 if name.startswith("wer") or METRICS.get(name, METRICS["sdr"]).better < 0 else 1.0
+            people = [owners[row] for row in rows]
+            low, high = interval(sign * better, people) or (None, None)
+            figures = {"first": first.name, "second": second.name, "metric": name, "label": label}
+            found.append(
+                figures
+                | {"digits": digits, "n": len(better), "mean": float(sign * better.mean())}
+                | {"low": low, "high": high, "better_share": float((better > 0).mean())}
+                | {"p": None if low is None else sign_flip_p(better, people)}
+            )
     return found
 
 
@@ -199,7 +224,7 @@ def utterance_table(
     header += ["sex", "other_sex", "seconds", "overlap"]
     shown = [
         n
-        for n in METRICS
+        for n in wanted.metrics
         if any(n in system.rows.get(r, {}) for system in (before, after) for r in range(len(data.recipes)))
     ]
     header += [f"{name}_{when}" for name in shown for when in ("before", "after")]
@@ -220,7 +245,7 @@ def utterance_table(
         ids += [_shown(second.get(name)) for name in extra]
         if conditions:
             ids.append(data.texts[row] or "")
-            ids += [_heard(first, second, condition, wanted) for condition in conditions]
+            ids += [_heard(data, row, before, after, condition, wanted) or "" for condition in conditions]
         rows.append(ids)
     return header, rows
 
@@ -229,6 +254,12 @@ def _shown(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _heard(first: Row, second: Row, condition: str, wanted: Wanted) -> str:
-    scores: Mapping[str, Any] = first if condition in ("clean", "noisy") else second
-    return str(scores.get(heard_key(condition, wanted.recognizer or ""), ""))
+def _heard(
+    data: TestSet, row: int, before: System, after: System, condition: str, wanted: Wanted
+) -> str | None:
+    """What was heard of a row, of a file's hypotheses or by the recogniser; None where it is not known."""
+    if wanted.listed is not None:
+        return wanted.listed.get((data.recipes[row].index, condition))
+    system = before if condition in ("clean", "noisy") else after
+    text = system.rows.get(row, {}).get(heard_key(condition, wanted.recognizer or ""))
+    return None if text is None else str(text)

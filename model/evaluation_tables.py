@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from model.row_scores import METRICS
+from model.row_scores import METRICS, SILENCED_DB
 from utils.metrics import SILENCE_DB
+from utils.verification import FEWEST_SPEAKERS
 
 CONDITION_NAMES = {
     "clean": "clean",
@@ -34,7 +35,7 @@ def _scores(summary: dict[str, Any]) -> list[str]:
     if not shown:
         return []
     lines = [
-        "| | before mean | median | after mean | median | std | improvement mean [95 %] | median |",
+        "| | before mean | median | after mean | median | std | change, mean [95 %] | median |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in shown:
@@ -47,7 +48,7 @@ def _scores(summary: dict[str, Any]) -> list[str]:
         keys = ("before_mean", "before_median", "after_mean", "after_median", "after_std")
         cells = [number(key) for key in keys]
         low, high = number("improvement_low", "+"), number("improvement_high", "+")
-        cells.append(f"{number('improvement_mean', '+')} [{low}, {high}]" if low else "")
+        cells.append(number("improvement_mean", "+") + (f" [{low}, {high}]" if low else ""))
         cells.append(number("improvement_median", "+"))
         lines.append(f"| {label}{f', {unit}' if unit else ''} | {' | '.join(cells)} |")
     return lines
@@ -58,7 +59,12 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
     if "accepted_share" in summary:
         lines.append(
             f"Improved by more than 1 dB SI-SDR: {100 * summary['accepted_share']:.1f} % of the mixtures. "
-            f"Intervals are taken over {summary['speakers']} speakers."
+            + intervals_of(summary["speakers"])
+        )
+    if summary["not_finite"]:
+        lines.append(
+            f"{summary['not_finite']} ESTIMATES ARE NaN OR INFINITE and were scored as silence: the weights "
+            "have diverged."
         )
     if summary.get("silent"):
         lines.append(f"{summary['silent']} have a silent target or estimate, scored {SILENCE_DB:g} dB.")
@@ -78,7 +84,7 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
     if len(summary.get("by_sex", ())) > 1:
         parts = [f"{pair} {v['mean']:+.2f} dB (n {v['n']})" for pair, v in summary["by_sex"].items()]
         lines.append(f"SI-SDR improvement by the sexes of target and other voice: {', '.join(parts)}.")
-    if "si_sdr_clean_mean" in summary:
+    if {"sdr_clean_mean", "si_sdr_clean_mean"} <= summary.keys():
         lines.append(
             f"With the target alone as input the output has {summary['sdr_clean_mean']:.2f} dB SDR, "
             f"{summary['si_sdr_clean_mean']:.2f} dB SI-SDR."
@@ -91,8 +97,8 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
     if "absent_level_mean" in summary:
         lines.append(
             f"In {summary['absent_n']} the asked voice is absent: the output is "
-            f"{summary['absent_level_mean']:+.1f} dB against the mixture (lower is better), at least 15 dB "
-            f"below it in {100 * summary['absent_silenced_share']:.0f} %."
+            f"{summary['absent_level_mean']:+.1f} dB against the mixture (lower is better), "
+            f"at least {SILENCED_DB:g} dB below it in {100 * summary['absent_silenced_share']:.0f} %."
         )
     if summary["same_utterance_speakers"]:
         lines.append(
@@ -104,27 +110,33 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
+def intervals_of(speakers: int) -> str:
+    if speakers < FEWEST_SPEAKERS:
+        return f"No intervals: {speakers} speakers say nothing of others."
+    return f"Intervals are taken over {speakers} speakers."
+
+
 def word_table(rows: Sequence[tuple[str, dict[str, Any]]], recognizer: str) -> list[str]:
-    """Word error rates in percent of several systems, each with its interval."""
+    """Word error rates in percent of several systems, each with its interval, if there is one."""
     shown = [name for name in CONDITION_NAMES if any(name in words for _, words in rows)]
-    if not shown:
-        return ["No target is a whole utterance with a transcript: there is no word error rate."]
-    counts = next(words[shown[0]] for _, words in rows if shown[0] in words)
+    counts = {(w[name]["n"], w[name]["words"]) for _, w in rows for name in shown if name in w}
+    alike = len(counts) == 1
+    of = "; {} utterances, {} words".format(*counts.pop()) if alike else "; n: utterances, which differ"
     lines = [
-        f"Word error rate, % ({recognizer}; {counts['n']} utterances, {counts['words']} words):",
+        f"Word error rate, % ({recognizer}{of}):",
         "",
         f"| | {' | '.join(CONDITION_NAMES[name] for name in shown)} |",
         f"|{'---|' * (len(shown) + 1)}",
     ]
     for label, words in rows:
-        cells = [
-            f"{words[name]['wer']:.1f} [{words[name]['low']:.1f}, {words[name]['high']:.1f}]"
-            if name in words
-            else ""
-            for name in shown
-        ]
+        cells = [_rate(words[name], not alike) if name in words else "" for name in shown]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
+
+
+def _rate(figures: dict[str, Any], with_count: bool) -> str:
+    limits = f" [{figures['low']:.1f}, {figures['high']:.1f}]" if "low" in figures else ""
+    return f"{figures['wer']:.1f}{limits}" + (f" (n {figures['n']})" if with_count else "")
 
 
 def side_by_side(summaries: Sequence[dict[str, Any]], differences: Sequence[dict[str, Any]]) -> str:
@@ -137,7 +149,7 @@ def side_by_side(summaries: Sequence[dict[str, Any]], differences: Sequence[dict
         f"|{'---|' * (len(shown) + 2)}",
     ]
     if not shown:
-        return "No mixture holds the asked voice: nothing to compare."
+        return "No mixture holds the asked voice, nothing to compare."
     mixture = [summaries[0].get(f"{name}_before_mean") for name in shown]
     before = [
         "" if value is None else f"{value:.{METRICS[name].digits}f}"
@@ -153,17 +165,20 @@ def side_by_side(summaries: Sequence[dict[str, Any]], differences: Sequence[dict
         lines += ["", *word_table(rows, summaries[0]["recognizer"])]
     lines += [
         "",
-        "Paired differences, second minus first; interval over speakers, p of Wilcoxon's signed-rank test:",
+        "Paired differences, second minus first; interval over speakers, p of a permutation test that "
+        "changes the signs of each speaker's differences together (neither of fewer than "
+        f"{FEWEST_SPEAKERS} speakers):",
         "",
         "| first | second | metric | n | mean [95 %] | second better | p |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in differences:
-        digits = METRICS[row["metric"]].digits
-        mean = f"{row['mean']:+.{digits}f} [{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]"
-        label = METRICS[row["metric"]].label
+        digits, mean, p = row["digits"], f"{row['mean']:+.{row['digits']}f}", ""
+        if row["low"] is not None:
+            mean += f" [{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]"
+            p = f"{row['p']:.2g}"
         lines.append(
-            f"| {row['first']} | {row['second']} | {label} | {row['n']} | {mean} | "
-            f"{100 * row['better_share']:.0f} % | {row['p']:.2g} |"
+            f"| {row['first']} | {row['second']} | {row['label']} | {row['n']} | {mean} | "
+            f"{100 * row['better_share']:.0f} % | {p} |"
         )
     return "\n".join(lines)

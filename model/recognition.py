@@ -52,10 +52,12 @@ def load_recognizer(name: str) -> Recognizer:
     raise UserError(f"recogniser {name!r}: expected one of {NAMES}")
 
 
-def require_recognizer(name: str) -> None:
-    """Raises UserError early where the recogniser of that name cannot be used."""
-    if not name.startswith("file:"):
-        load_recognizer(name)
+def require_recognizer(name: str) -> dict[tuple[int, str], str] | None:
+    """Raises UserError early where the recogniser of that name cannot be used; gives what a `file:` holds."""
+    if name.startswith("file:"):
+        return read_hypotheses(Path(name.removeprefix("file:")))
+    load_recognizer(name)
+    return None
 
 
 def _pocketsphinx() -> Recognizer:

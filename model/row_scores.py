@@ -15,7 +15,9 @@ from utils.perception import pesq, stoi
 
 CONTENT_DB = 10.0
 """So far below the target a frame has lost its speech."""
-CLEAN = "clean"
+SILENCED_DB = 15.0
+"""So far below its mixture an output counts as silence, where the asked voice is absent."""
+CLEAN, NOT_FINITE = "clean", "not_finite"
 
 
 class Metric(NamedTuple):
@@ -50,6 +52,8 @@ LISTENED = ("similarity", "similarity_other")
 SIGNAL_METRICS = tuple(name for name in METRICS if name not in LISTENED)
 OF_CLEAN = ("sdr", "si_sdr")
 """What is measured on the output for the target alone."""
+SCORES = 1
+"""Raised whenever a score is computed in another way, so that earlier rows are not gone on with."""
 
 
 @dataclass(frozen=True)

@@ -111,16 +111,24 @@ def _parsed(line: str) -> dict[str, Any] | None:
 @dataclass(frozen=True)
 class Wanted:
     """What is measured: metrics by name (`row_scores.METRICS`), the output for the target alone (`clean`),
-    and what recognisers hear."""
+    and what recognisers hear, or what a file has `listed` of it."""
 
     metrics: tuple[str, ...]
     clean: bool = False
     recognizer: str | None = None
+    listed: Mapping[tuple[int, str], str] | None = None
 
     @property
     def hears(self) -> str | None:
         """The recogniser, unless what it heard comes from a file."""
-        return None if (self.recognizer or "file:").startswith("file:") else self.recognizer
+        return self.recognizer if self.listed is None else None
+
+
+def result_name(checkpoint: Path | str, split: str, mask: str = "org", factor: float = 1.0) -> str:
+    """The folder of a checkpoint's results: run, checkpoint, split, and what is made of the mask."""
+    path = Path(checkpoint)
+    use = "" if mask == "org" else f"-{mask}-{factor:g}"
+    return f"{path.resolve().parent.name}-{path.stem}-{split}{use}"
 
 
 def heard_key(condition: str, recognizer: str) -> str:

@@ -69,7 +69,7 @@ def finish(results: Path, scores: Path, store: Path, corpus: Path, seconds: floa
         scores / "per_utterance.csv",
     ):
         print(f"  {path}")
-    if summary["si_sdr_improvement_low"] <= 0:
+    if summary.get("si_sdr_improvement_low", summary["si_sdr_improvement_mean"]) <= 0:
         print(
             "NOTE: these scores show no improvement: the training speakers "
             f"({len(speakers)}) taught the network nothing about the test speakers."

@@ -145,7 +145,7 @@ def test_evaluate_scores_the_whole_set_and_reuses_its_tables(
         gains = [float(r[f"{metric}_after"]) - float(r[f"{metric}_before"]) for r in rows]
         assert summary[f"{metric}_improvement_mean"] == pytest.approx(np.mean(gains), abs=1e-3)
         assert summary[f"{metric}_improvement_median"] == pytest.approx(np.median(gains), abs=1e-3)
-        assert summary[f"{metric}_improvement_low"] <= np.mean(gains) <= summary[f"{metric}_improvement_high"]
+        assert f"{metric}_improvement_low" not in summary  # two people say nothing of others
     assert len(list((folder / "audio").rglob("*.wav"))) == 8
     kept = [folder / "rows-0.jsonl", tmp_path / "mixture-test/rows-0.jsonl"]
     before = [path.stat().st_mtime_ns for path in kept]

@@ -17,6 +17,7 @@ import pytest
 import soundfile
 
 import evaluate
+import generator
 import trainer
 from config.load import run_script
 from model import evaluation
@@ -24,7 +25,8 @@ from model.evaluation import Evaluation
 from model.evaluation_page import as_html
 from model.recognition import normalized, recognize, word_error_rate, word_errors
 from model.row_scores import METRICS, SIGNAL_METRICS, RowAudio, over_suppression, overlap_share, score_row
-from tests.conftest import SHARED, tone_voice, train_arguments
+from tests.conftest import SHARED, TINY, tone_voice, train_arguments
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.metrics import CEILING_DB, SILENCE_DB
 from utils.perception import WORST_PESQ, missing_packages, pesq, stoi
 
@@ -249,14 +251,14 @@ def test_checkpoints_are_compared_pair_by_pair(
     gains = [float(b["sdr_after"]) - float(a["sdr_after"]) for a, b in zip(first, second, strict=True)]
     row = by_metric["sdr"]
     assert row["n"] == 6 and row["mean"] == pytest.approx(np.mean(gains), abs=1e-3)
-    assert row["low"] <= row["mean"] <= row["high"] and 0 <= row["p"] <= 1
+    assert row["low"] is row["high"] is row["p"] is None  # of two people
+    assert by_metric["accepted_share"]["n"] == 6
     assert "Paired differences" in out and "| mixture |" in out
     summary = json.loads((tmp_path / "longer-best-test/summary.json").read_text())
     assert {"data_fingerprint", "versions", "protocol", "checkpoint_sha256"} <= set(summary)
     for name in METRICS:
         if f"{name}_after_mean" in summary:
-            low, mean, high = (summary[f"{name}_after_{key}"] for key in ("low", "mean", "high"))
-            assert low <= mean <= high and summary[f"{name}_after_std"] >= 0
+            assert f"{name}_after_low" not in summary and summary[f"{name}_after_std"] >= 0
     text = page.read_text()
     assert text.count("<audio") == 2 * 6 * 4 and "src='http" not in text and "<table>" in text
 
@@ -282,7 +284,8 @@ def test_words_are_scored_where_targets_are_whole(
     assert code == 0, err
     words = json.loads((tmp_path / "m-best-t/summary.json").read_text())["word_errors"]
     assert words["clean"]["wer"] == 0 and words["clean"]["n"] == 2
-    assert words["noisy"]["wer"] == 100 and "Word error rate" in out
+    assert words["noisy"]["wer"] == 100 and "Word error rate" in out and "(n 1)" in out
+    assert table(tmp_path / "m-best-t")[1]["heard_clean"] == "One, two; three four."
     monkeypatch.setattr(evaluation, "recognize", lambda name, samples, rate: "one two three")
     code, out, err = run(evaluate.main, *given, "--recognizer", "pocketsphinx", "--clean")
     assert code == 0, err
@@ -313,6 +316,75 @@ def test_a_missing_package_leaves_its_column_out(
     assert "pesq_wb_after" not in table(tmp_path / "m-best-test")[0]
     code, _, err = run(evaluate.main, trained, "--data", store, "-o", tmp_path, "--metrics", "pesq_wb")
     assert code == 2 and "needs the package pesq (pip install pesq)" in err
+
+
+def test_only_what_is_asked_for_is_shown_and_nothing_of_a_part_of_the_rows(
+    run: Runner, trained: Path, store: Path, tmp_path: Path
+) -> None:
+    given = [trained, "--data", store, "-o", tmp_path, "-p", 1]
+    assert run(evaluate.main, *given, "--clean")[0] == 0
+    for name in ("m-best-test", "mixture-test"):
+        path = tmp_path / name / "rows-0.jsonl"
+        path.write_text("\n".join(path.read_text().splitlines()[:4]) + "\n")
+    code, out, _ = run(evaluate.main, *given, "--metrics", "sdr, si_sdr")
+    text = (tmp_path / "m-best-test/summary.json").read_text()
+    assert code == 0 and "NaN" not in text and "nan" not in out
+    assert not {"stoi_after_mean", "sdr_clean_mean", "verification_eer_after"} & json.loads(text).keys()
+    assert "STOI" not in out and "stoi_after" not in table(tmp_path / "m-best-test")[0]
+
+
+def test_estimates_that_are_no_numbers_are_scored_as_silence_and_counted(
+    run: Runner, trained: Path, store: Path, tmp_path: Path
+) -> None:
+    content = load_checkpoint(trained)
+    content["network"]["out.bias"][:] = float("nan")
+    broken = tmp_path / "broken/best.pt"
+    save_checkpoint(broken, content)
+    given = [broken, trained, "--data", store, "-o", tmp_path, "--metrics", "sdr,level", "-p", 1]
+    code, out, err = run(evaluate.main, *given, "--html", tmp_path / "r.html", "--save_audio", "best")
+    assert code == 0, err
+    summary = json.loads((tmp_path / "broken-best-test/summary.json").read_text())
+    assert summary["not_finite"] == 6 and summary["sdr_after_mean"] == SILENCE_DB
+    assert "6 ESTIMATES ARE NaN OR INFINITE" in out and summary["level_after_mean"] == -120.0
+
+
+def test_what_has_no_effect_is_refused(run: Runner, trained: Path, store: Path, tmp_path: Path) -> None:
+    given = [trained, "--data", store, "-o", tmp_path, "--metrics", "si_sdr", "-p", 1]
+    (tmp_path / "file").write_text("")
+    (tmp_path / "heard.csv").write_text("index,condition,text\n99,clean,one\n")
+    for more, words in (
+        (["--protocol", "crop"], "--protocol: has no effect with --data"),
+        (["--noise", "x"], "--noise: has no effect with --data"),
+        (["-d", "x"], "--corpus: has no effect with --data"),
+        (["--save_audio", "loudest"], "expected best, median, worst or an index below 6"),
+        (["--save_audio", "6"], "expected best, median, worst or an index below 6"),
+        (["-o", tmp_path / "file"], "cannot write there"),
+        (["--recognizer", f"file:{tmp_path / 'heard.csv'}"], "index 99 is no row"),
+        ([trained, "--recognizer", f"file:{tmp_path / 'heard.csv'}"], "of one system"),
+    ):
+        code, _, err = run(evaluate.main, *given, *more)
+        assert code == 2 and words in err, (more, err)
+    code, _, err = run(evaluate.main, *given, "--recognizer", "pocketsphinx")
+    assert code == 0 and "no word error rate, --recognizer pocketsphinx has no effect" in err
+    code, _, err = run(evaluate.main, trained, "--tuples", "x", "-d", "y", "--split", "test")
+    assert code == 2 and "--split: has no effect with --tuples" in err
+
+
+def test_voices_are_not_judged_where_everything_else_is_asked_for(
+    run: Runner, trained: Path, corpus_folder: Path, embedder_file: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "reverse"
+    assert generator.main(
+        ["-d", str(corpus_folder), "-o", str(other), "-p", "1", "-e", str(embedder_file), *TINY[:8],
+         "data.reverse=true"]
+    ) == 0  # fmt: skip
+    code, out, _ = run(
+        evaluate.main, trained, "--data", other, "-o", tmp_path, "--mask", "inv_sub", "-p", 1,
+        "--save_audio", "worst",
+    )  # fmt: skip
+    assert code == 0 and "SDR" in out
+    assert "resembles" not in out and "Speaker verification" not in out and "sexes" not in out
+    assert (tmp_path / "m-best-test-inv_sub-1/audio/worst/estimate.wav").exists()
 
 
 # ---------------------------------------------------------------- figures

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import mir_eval
@@ -21,6 +22,7 @@ from utils.metrics import (
     bss_eval,
     sdr,
     si_sdr,
+    sign_flip_p,
 )
 from utils.overlap import overlap_stream
 
@@ -99,6 +101,21 @@ def test_silence_has_a_defined_score_and_shapes_must_agree(metric) -> None:  # t
     assert batch[2] > 50
     with pytest.raises(ValueError, match="differ in shape"):
         metric(voice, silence[:-1])
+
+
+def test_signs_of_people_are_changed_together() -> None:
+    values, owners = np.array([1.0, 2.0, 1.5, 0.5, 2.5, 1.0]), list("aabcde")
+    assert sign_flip_p(values, owners) == 2 / 2**5  # five people, all of one mind
+    values[3] = -3.0  # of c: the sums are 3, 1.5, -3, 2.5, 1
+    sums = np.array([3.0, 1.5, -3.0, 2.5, 1.0])
+    signs = np.array(list(itertools.product((-1, 1), repeat=5)))
+    assert sign_flip_p(values, owners) == pytest.approx((abs(signs @ sums) >= abs(sums.sum())).mean())
+    assert sign_flip_p(np.zeros(20), [str(i) for i in range(20)]) == 1.0
+    many = np.random.default_rng(0).normal(0.5, 1, 40)
+    from scipy.stats import ttest_1samp
+
+    drawn = sign_flip_p(many, [str(i) for i in range(40)])
+    assert drawn == pytest.approx(ttest_1samp(many, 0).pvalue, rel=0.5, abs=1e-3)
 
 
 def test_bootstrap_covers_the_mean_and_repeats() -> None:

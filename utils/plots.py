@@ -180,14 +180,33 @@ def _draw_matrix(
 
 
 def gain_figure(
-    before: np.ndarray, gains: Mapping[str, np.ndarray], similarity: np.ndarray, unit: str = "SI-SDR, dB"
+    before: np.ndarray,
+    gains: Mapping[str, np.ndarray],
+    similarity: np.ndarray,
+    pairs: Sequence[str],
+    unit: str = "SI-SDR, dB",
 ) -> np.ndarray:
-    """How scores [n] by system improve: their distribution, against the mixture's score [n], and against the
-    similarity [n] of the two voices (NaN: unknown). Returns uint8 [height, width, 3]."""
+    """How scores [n] by system improve: their distribution, against the mixture's score [n], against the
+    similarity [n] of the two voices (NaN: unknown), and by `pairs` [n], the sexes of target and other voice.
+    Returns uint8 [height, width, 3]."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 3.6), dpi=100, layout="constrained")
-    first, second, third = figure.subplots(1, 3)
+    figure = Figure(figsize=(15, 3.6), dpi=100, layout="constrained")
+    first, second, third, fourth = figure.subplots(1, 4)
+    groups = sorted({pair for pair in pairs if len(pair) == 3}) or ["all"]
+    members = [np.array([pair == group or groups == ["all"] for pair in pairs]) for group in groups]
+    fourth.set_xticks(
+        range(len(groups)), [f"{g}\n(n {m.sum()})" for g, m in zip(groups, members, strict=True)]
+    )
+    fourth.grid(axis="y", alpha=0.3)
+    for number, gain in enumerate(gains.values()):
+        offset = 0.15 * (number - (len(gains) - 1) / 2)
+        boxes = [gain[member] for member in members]
+        colour = f"C{number % 10}"
+        fourth.boxplot(
+            boxes, positions=np.arange(len(groups)) + offset, widths=0.12, showfliers=False,
+            manage_ticks=False, boxprops={"color": colour}, medianprops={"color": colour},
+        )  # fmt: skip
     everything = np.concatenate(list(gains.values()))
     edges = np.histogram_bin_edges(everything, bins=min(30, max(5, len(before) // 4)))
     for name, gain in gains.items():
@@ -199,12 +218,13 @@ def gain_figure(
         float(max(before.max(), (before + everything.reshape(-1, len(before))).max())),
     ]
     second.plot(limits, limits, color="grey", linewidth=0.8)
-    for axis in (first, third):
+    for axis in (first, third, fourth):
         (axis.axvline if axis is first else axis.axhline)(0, color="grey", linewidth=0.8)
     labels = (
         (first, f"improvement of the {unit}", "mixtures"),
         (second, f"mixture, {unit}", f"estimate, {unit}"),
         (third, "similarity of the two voices", f"improvement of the {unit}"),
+        (fourth, "sexes of target and other voice", f"improvement of the {unit}"),
     )
     for axis, x, y in labels:
         axis.set_xlabel(x)
