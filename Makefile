@@ -15,8 +15,9 @@ setup: $(VENV)/.runtime ## make .venv and install requirements.txt
 demo: $(VENV)/.runtime ## train, score and separate on real speech (CORPUS=/path: your own, LibriSpeech layout)
 	@$(RUN) -m scripts.demo $(if $(CORPUS),--corpus "$(CORPUS)")
 
-weights: $(VENV)/.runtime ## train the weights that are shipped (CORPUS=/path/to/train-clean-100)
-	@$(RUN) -m scripts.weights --corpus "$(CORPUS)"
+weights: $(VENV)/.runtime ## train the weights that are shipped (CORPUS=/path/to/train-clean-100 [OTHERS=/other/voices])
+	$(RUN) -m pip install --disable-pip-version-check -q phonemizer-fork espeakng-loader
+	@$(RUN) -m scripts.weights --corpus "$(CORPUS)" $(if $(OTHERS),--others "$(OTHERS)")
 
 test: lint types ## lint, types and all tests
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal
