@@ -17,7 +17,6 @@ from config.options import (
     Reverberation,
     Training,
     check_frames,
-    check_sounds,
     with_default_kind,
 )
 
@@ -142,7 +141,6 @@ class Data(Corpora):
             )
         if self.reverse and self.reverberation.share and self.reverberation.target == "early":
             raise ValueError("reverberation.target: early is of one voice, with reverse there may be several")
-        check_sounds(self, filter(self.needs, ("noise", "music")), self.reverberation)
         if self.kinds.noise_only and not (self.needs("noise") or self.needs("music")):
             raise ValueError("kinds.noise_only: needs noise or music in interference or background")
         return self

@@ -42,7 +42,9 @@ class Surroundings:
         wanted += ["rirs"] if self.reverberation.share and self.reverberation.rooms == "measured" else []
         for what in wanted:
             if not self.sounds.get(what):
-                raise UserError(f"{split}: no recording of data.{what} is there for this split")
+                raise UserError(
+                    f"{split}: no recording of data.{what} is there for this split; name a folder, or another"
+                )
 
     def draw_sound(
         self, what: str, seconds: float, generator: np.random.Generator, loop: bool = False
