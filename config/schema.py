@@ -177,6 +177,8 @@ class Train(Training):
     vector added to every unit-length embedding, so that the network cannot know few voices by heart;
     `embedding_mix` the largest share by which an embedding is drawn towards another one of its batch, as a
     person's embeddings of several sessions differ from each other in the ways that voices differ.
+    `remix`: the share of a batch's mixtures that get the interference of another example, at the level of
+    their own, so that a stored mixture is hardly heard twice (datasets/remix.py).
     `compile`: the mask network goes through torch.compile.
     `validation_examples`: the first n of the validation split are scored (null: all of it); `pages` of
     them can be heard and seen in the log, from the hardest mixture to the easiest.
@@ -188,6 +190,7 @@ class Train(Training):
     embedder_rate: float = Field(0.1, gt=0)
     embedding_noise: float = Field(0.0, ge=0)
     embedding_mix: float = Field(0.0, ge=0, lt=1)
+    remix: float = Field(0.0, ge=0, le=1)
     validation_examples: int | None = Field(None, ge=1)
     pages: int = Field(3, ge=0)
 
@@ -223,6 +226,14 @@ class Config(Options):
         if self.loss.needs_embedder and self.data.reverse:
             raise ValueError(
                 "loss.srl, loss.triplet_srl: data.reverse asks for all but the reference's voice"
+            )
+        if self.train.remix and not waves:
+            raise ValueError("train.remix: needs waveforms, store.kind wave or data.mode live")
+        early = self.data.reverberation.share and self.data.reverberation.target == "early"
+        if self.train.remix and (self.data.reverse or early):
+            raise ValueError(
+                "train.remix: moves what is not asked for to another example, with data.reverse that is the "
+                "voice, with data.reverberation.target early the voice's own room"
             )
         if not joint and self.train.embedder_rate != Train.model_fields["embedder_rate"].default:
             raise ValueError(

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datasets.recipe import Clip, Recipe
 from datasets.references import References
+from datasets.remix import Remix
 from datasets.store import StoredSplit
 from utils import signals
 from utils.errors import UserError
@@ -26,8 +27,10 @@ Batch = dict[str, Tensor]
 class StoredExamples(Dataset[Batch]):
     """Fields of a stored split and what belongs to each reference, read a whole batch at a time."""
 
-    def __init__(self, split: StoredSplit, fields: Sequence[str], references: References) -> None:
-        self.split, self.fields, self.references = split, tuple(fields), references
+    def __init__(
+        self, split: StoredSplit, fields: Sequence[str], references: References, remix: Remix | None = None
+    ) -> None:
+        self.split, self.fields, self.references, self.remix = split, tuple(fields), references, remix
         self.owners = different_references(split.recipes)[1]
         self.other_voice = torch.tensor([float(recipe.other_voice) for recipe in split.recipes])
 
@@ -40,6 +43,8 @@ class StoredExamples(Dataset[Batch]):
         batch = {name: torch.from_numpy(self.split.read_float(name, rows)) for name in self.fields}
         batch["example"] = torch.tensor(rows, dtype=torch.int64)
         batch["other_voice"] = self.other_voice[list(rows)]
+        if self.remix is not None:
+            batch = self.remix(batch, [self.split.recipes[row] for row in rows])
         return batch | self.references(self.owners[list(rows)].tolist())
 
 

@@ -15,6 +15,7 @@ from datasets.draw import Drawer
 from datasets.mixture import Example, render
 from datasets.recipe import Clip, Recipe
 from datasets.references import References
+from datasets.remix import Remix
 from datasets.store import WAVEFORMS, equal_lengths
 from utils.files import fingerprint
 
@@ -32,10 +33,11 @@ class LiveExamples(Dataset[Batch]):
         rate: int,
         clips: Sequence[Clip],
         references: References,
+        remix: Remix | None = None,
     ) -> None:
         self.drawer, self.utterances, self.rate = drawer, utterances, rate
         self.numbers = {clip: number for number, clip in enumerate(clips)}
-        self.references = references
+        self.references, self.remix = references, remix
 
     def __getitem__(self, indices: Sequence[int]) -> Batch:
         """Example numbers -> `mixture_wave` and `target_wave` float32 [B, N], whether there is an
@@ -48,6 +50,8 @@ class LiveExamples(Dataset[Batch]):
             "other_voice": torch.tensor([float(recipe.other_voice) for recipe in recipes]),
             "example": torch.tensor(indices, dtype=torch.int64),
         }
+        if self.remix is not None:
+            waves = self.remix(waves, recipes)
         return waves | self.references([self.numbers[recipe.reference] for recipe in recipes])
 
 

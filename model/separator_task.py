@@ -24,6 +24,7 @@ from datasets.live import FreshBatches, LiveExamples
 from datasets.plan import SOUNDS, data_of, drawer_of, require_unchanged
 from datasets.recipe import Clip
 from datasets.references import EmbeddedReferences, NoReferences, ReadReferences, References
+from datasets.remix import Remix
 from datasets.store import WAVEFORMS, Store, StoredSplit
 from model.embedder import Embedder
 from model.features import reference_embeddings
@@ -131,8 +132,8 @@ class SeparatorTask(Task):
         if self.store.live:
             drawer = drawer_of(self.store, "train")
             clips = drawer.references()
-            rate = self.separator.sample_rate
-            live = LiveExamples(drawer, self.store.utterances, rate, clips, self._references(clips))
+            rate, references = self.separator.sample_rate, self._references(clips)
+            live = LiveExamples(drawer, self.store.utterances, rate, clips, references, self._remix)
             fresh = FreshBatches(size, start, *place)
             return training_batches(live, InParts(fresh, train.accumulate), train.workers, pin)
         split = self.store.split("train")
@@ -143,9 +144,14 @@ class SeparatorTask(Task):
                 f"{len(split)} examples"
             )
         clips, _ = different_references(split.recipes)
-        examples = StoredExamples(split, self._fields(split), self._references(clips))
+        examples = StoredExamples(split, self._fields(split), self._references(clips), self._remix)
         sampler = ShuffledBatches(len(split), size, train.seed, start, *place)
         return training_batches(examples, InParts(sampler, train.accumulate), train.workers, pin)
+
+    @property
+    def _remix(self) -> Remix | None:
+        train = self.config.train
+        return Remix(train.remix, train.seed, self.store.utterances) if train.remix else None
 
     def _fields(self, split: StoredSplit) -> list[str]:
         if self.store.settings["store"]["kind"] == "wave":

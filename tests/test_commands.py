@@ -473,7 +473,9 @@ def test_absent_and_lone_voices_are_scored_apart(run: Runner, embedder_file: Pat
     assert "hold the asked voice alone" in out and "the asked voice is absent" in out
 
 
-@pytest.mark.parametrize("options", [["data.mode=live"], ["store.kind=wave", "store.dtype=int16"]])
+@pytest.mark.parametrize(
+    "options", [["data.mode=live"], ["store.kind=wave", "store.dtype=int16", "train.remix=0.8"]]
+)
 def test_live_and_wave_training_resume_too(
     run: Runner, corpus_folder: Path, embedder_file: Path, tmp_path: Path, options: list[str]
 ) -> None:

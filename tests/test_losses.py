@@ -211,6 +211,12 @@ def test_what_cannot_be_computed_is_refused() -> None:
         (["network={kind: lite, suppression: adaptive}"], "the head that loss.noise_type trains"),
         (["network.embedding=none", "train.embedding_noise=0.1"], "no embedder"),
         (["network.embedding=none", "train.embedding_mix=0.1"], "no embedder"),
+        (["train.remix=1"], "train.remix: needs waveforms"),
+        (["train.remix=1", "store.kind=wave", "data.reverse=true"], "with data.reverse that is the voice"),
+        (
+            ["train.remix=1", "store.kind=wave", "data.reverberation={share: 0.5, target: early}"],
+            "the voice's own room",
+        ),
         (["network.mask=complex"], "network.mask complex: needs the phase"),
         (["network.mask=complex", "store.kind=wave", "network.input=log"], "which have no log"),
     ):

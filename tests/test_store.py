@@ -16,11 +16,14 @@ import generator
 from config.load import load_config
 from config.schema import Audio
 from datasets import shards as shards_module
+from datasets.corpus import Utterance
 from datasets.dataset import ShuffledBatches
 from datasets.live import FreshBatches, LiveExamples, RenderedSplit
 from datasets.mixture import render
 from datasets.plan import drawer_of, require_unchanged
+from datasets.recipe import Clip, Recipe, Source
 from datasets.references import EmbeddedReferences
+from datasets.remix import Remix
 from datasets.shards import ArrayFile, npy_header
 from datasets.store import Store, StoredSplit, verify_split
 from model.features import StftFeatures, WaveFeatures
@@ -396,6 +399,53 @@ def test_live_examples_are_those_that_would_have_been_stored(
     kept = render(recipes[5], stored.utterances, 16000)
     np.testing.assert_array_equal(batch["mixture_wave"][0].numpy(), kept.mixture)
     assert not torch.equal(batch["mixture_wave"][0], batch["mixture_wave"][1])
+
+
+def remixed(interferers: list[str], share: float, seed: int) -> tuple[dict[str, torch.Tensor], ...]:
+    """A batch of everybody's voice against that of the person named, and what becomes of it; "" = alone."""
+    people = {name: Utterance(name, name, "", 8, 16000) for name in "abcdefgh"}
+    clips = {name: Clip(name, ((0, 8),)) for name in people}
+    recipes = [
+        Recipe(
+            row, "mixture", 1.0, clips[asked], Source("speech", (clips[asked],)),
+            (Source("speech", (clips[other],)),) if other else (),
+        )
+        for row, (asked, other) in enumerate(zip(people, interferers, strict=True))
+    ]  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(8, 800, generator=generator)
+    heard = torch.tensor([float(bool(other)) for other in interferers])
+    rest = torch.randn(8, 800, generator=generator) * torch.arange(1, 9)[:, None] * heard[:, None]
+    batch = {"mixture_wave": target + rest, "target_wave": target, "other_voice": heard}
+    batch["example"] = torch.arange(8)
+    return batch, Remix(share, seed, people)(batch, recipes)
+
+
+def test_remixing_moves_the_interference_and_keeps_level_and_voice() -> None:
+    batch, found = remixed([*"bcdefgh", ""], 1.0, 3)
+    for name in ("target_wave", "example"):
+        assert torch.equal(batch[name], found[name])
+    before, after = (item["mixture_wave"] - item["target_wave"] for item in (batch, found))
+    torch.testing.assert_close(before.square().mean(1), after.square().mean(1))
+    alike = torch.nn.functional.normalize(after, dim=1) @ torch.nn.functional.normalize(before, dim=1).T
+    moved = [row for row in range(7) if not torch.equal(before[row], after[row])]
+    assert len(moved) >= 3
+    for row in moved:
+        donor = int(alike[row].argmax())
+        assert alike[row, donor] > 0.999 and donor not in (row, row - 1), "nobody is asked for out of himself"
+    assert torch.equal(found["mixture_wave"][7], found["target_wave"][7]) and found["other_voice"][7] == 0
+    again, other = remixed([*"bcdefgh", ""], 1.0, 3)[1], remixed([*"bcdefgh", ""], 1.0, 4)[1]
+    assert torch.equal(found["mixture_wave"], again["mixture_wave"])
+    assert not torch.equal(found["mixture_wave"], other["mixture_wave"])
+    batch, found = remixed([*"bcdefgh", ""], 0.0, 3)
+    assert torch.equal(batch["mixture_wave"], found["mixture_wave"])
+
+
+def test_nobody_is_mixed_with_himself() -> None:
+    """Everybody but one is mixed with a: only a's own voice may have moved."""
+    for seed in range(5):
+        batch, found = remixed(["b", *"aaaaaaa"], 1.0, seed)
+        assert torch.equal(batch["mixture_wave"][0], found["mixture_wave"][0])
 
 
 def test_recipe_and_tuple_lists_make_a_store_of_their_own(
