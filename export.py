@@ -23,6 +23,7 @@ from datasets.dataset import different_references
 from datasets.store import Store
 from model.exported import (
     EMBEDDER,
+    SEPARATOR,
     alone,
     example,
     export_separator,
@@ -35,7 +36,7 @@ from model.onnx_network import OnnxGraph
 from model.scoring import score_outputs
 from model.separator import Separator, checkpoint_of
 from utils.errors import UserError
-from utils.files import atomic_file
+from utils.files import atomic_file, require_writable
 
 LENGTHS = (7, 100, 331)
 """Frames at which graphs are compared with PyTorch, in batches of 1 and 3."""
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.torchscript and isinstance(separator.network, Lite):
         raise UserError("--torchscript: the causal network's state is in its ONNX graph; leave it out")
     out = Path(options.out)
+    require_writable(out / SEPARATOR)
     with TemporaryDirectory() as folder:
         written = export_separator(separator, Path(folder))
         exported = exported_separator(written[0], OnnxGraph.load(written[0]))

@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, get_args
 
@@ -282,6 +283,9 @@ def run_script(main: Callable[[], int | None]) -> None:
     their traceback (1).
     """
     signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):  # names of files may be no text
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
     try:
         code = main() or 0
     except UserError as error:

@@ -114,6 +114,8 @@ def test_the_command_exports_and_inference_runs_it(
     save_checkpoint(tmp_path / "c.pt", separator.content())
     code, out, _ = run(export.main, tmp_path / "c.pt", "-o", tmp_path / "x", "--int8")
     assert code == 2 and not (tmp_path / "x").exists()
+    code, _, err = run(export.main, tmp_path / "c.pt", "-o", tmp_path / "c.pt")
+    assert code == 2 and "cannot write there" in err
     code, out, err = run(
         export.main, tmp_path / "c.pt", "-o", tmp_path / "x", "--int8", "--data", tmp_path / "store",
         "--torchscript",

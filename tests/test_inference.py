@@ -610,6 +610,22 @@ def test_a_named_pipe_and_a_wav_of_unknown_length_are_read(
         np.testing.assert_array_equal(estimate, expected)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+def test_names_that_are_no_text(checkpoint: Path, voices: Path, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"\xff.wav")
+    shutil.copyfile(voices / "mixed.wav", odd)
+    given = ["--checkpoint_path", checkpoint, "-r", voices / "reference.wav", "-m"]
+    done = command(*given, odd, "-o", tmp_path / "out", "--report", data=b"")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["recordings"][0]["mixture"] == str(odd)
+    done = command(*given, tmp_path, "-o", tmp_path / "many", data=b"")
+    assert done.returncode == 0 and (tmp_path / "many" / odd.name).exists(), done.stderr
+    done = command(*given, tmp_path / os.fsdecode(b"\xfe.wav"), "-o", tmp_path / "none", data=b"")
+    assert done.returncode == 2 and b"\xfe.wav: no such file" in done.stderr
+    assert not (tmp_path / "none").exists()
+
+
 def test_an_exchanged_embedder_is_no_reason_to_keep_results(
     run: Runner, voices: Path, checkpoint: Path, tmp_path: Path
 ) -> None:

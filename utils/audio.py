@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,11 +60,16 @@ class AudioInfo:
         return self.frames / self.rate
 
 
+def system_name(path: Path | str) -> str | bytes:
+    """A name as libsndfile opens it: as bytes where names need not be text."""
+    return os.fsencode(path) if os.name == "posix" else str(path)
+
+
 def audio_info(path: Path | str) -> AudioInfo:
     """Reads the header only where libsndfile knows the format, else decodes. Raises UserError."""
     require_file(path)
     try:
-        info = soundfile.info(str(path))
+        info = soundfile.info(system_name(path))
         return AudioInfo(info.samplerate, info.frames, info.channels)
     except soundfile.LibsndfileError:
         samples, rate = _decode(path)
@@ -78,7 +84,9 @@ def read_audio(path: Path | str, start: int = 0, stop: int | None = None) -> tup
     """
     require_file(path)
     try:
-        samples, rate = soundfile.read(str(path), start=start, stop=stop, dtype="float32", always_2d=True)
+        samples, rate = soundfile.read(
+            system_name(path), start=start, stop=stop, dtype="float32", always_2d=True
+        )
         samples = samples.T  # [channels, N]
     except soundfile.LibsndfileError:
         samples, rate = _decode(path)

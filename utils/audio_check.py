@@ -19,6 +19,7 @@ from utils.audio import (
     frame_size,
     is_active,
     require_file,
+    system_name,
 )
 from utils.errors import UserError
 
@@ -53,7 +54,7 @@ def examine_audio(path: Path | str, whole: bool = True) -> Examined:
     """
     require_file(path)
     try:
-        file = soundfile.SoundFile(str(path))
+        file = soundfile.SoundFile(system_name(path))
     except soundfile.LibsndfileError:
         rate, promised = av_header(path)
         found = _examine(_seconds_of(av_blocks(path), rate), rate, promised)

@@ -14,7 +14,15 @@ import numpy as np
 import soundfile
 import soxr
 
-from utils.audio import LARGEST_SAMPLE, av_blocks, av_frames, av_header, peak_level, require_file
+from utils.audio import (
+    LARGEST_SAMPLE,
+    av_blocks,
+    av_frames,
+    av_header,
+    peak_level,
+    require_file,
+    system_name,
+)
 from utils.audio_check import promised_frames
 from utils.errors import UserError
 from utils.files import atomic_file
@@ -40,7 +48,7 @@ class AudioReader:
         require_file(path)
         self.path = path
         try:
-            with soundfile.SoundFile(str(path)) as file:
+            with soundfile.SoundFile(system_name(path)) as file:
                 self.rate, self.channels = int(file.samplerate), int(file.channels)
                 self.frames = promised_frames(file) if 0 < file.frames < 2**48 else 0
             self._by_sndfile = True
@@ -77,7 +85,7 @@ class AudioReader:
 
     def _read(self, length: int) -> Iterator[np.ndarray]:
         try:
-            with soundfile.SoundFile(str(self.path)) as file:
+            with soundfile.SoundFile(system_name(self.path)) as file:
                 while len(block := file.read(length, dtype="float32", always_2d=True)):
                     yield np.ascontiguousarray(block.T)
         except soundfile.LibsndfileError as error:

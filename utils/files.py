@@ -95,13 +95,16 @@ def locked(path: Path | str, refusal: str) -> Iterator[None]:
 
 
 def require_writable(path: Path | str) -> None:
-    """Raises UserError, before the work is done, where `atomic_file` could not write `path`."""
+    """Raises UserError, before the work is done, where `atomic_file` could not write `path`.
+
+    Makes no folders: the nearest one that there is is tried.
+    """
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a file")
+    folder = next(parent for parent in path.parents if os.path.lexists(parent))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise _unwritable(path, error) from error
