@@ -39,17 +39,15 @@ from datasets.corpus import index_corpus
 from datasets.mixture import read_clip, render
 from datasets.plan import index_recordings, plan_draws
 from datasets.store import Store
-from model.embedder import Embedder
 from model.features import stored_features
-from model.foreign import load_embedder
 from model.oracle import score_ideal_masks
 from model.scoring import METRICS, score_mixtures
 from model.spectral import Spectral
+from scripts.embedder_benchmark import embedder_markdown, measure_embedders
 from scripts.inference_benchmark import inference_markdown, measure_inference, memory_picture
 from scripts.scoring_benchmark import measure_scoring, scoring_markdown
 from scripts.trainer_benchmark import measure_trainer, trainer_markdown
-from utils.audio import read_mono
-from utils.device import autocast, choose_device, has_fast_bf16
+from utils.device import choose_device
 from utils.errors import UserError
 from utils.files import write_json
 from utils.plots import save_picture
@@ -237,67 +235,18 @@ def markdown(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-# ---------------------------------------------------------------- embedder
+# ---------------------------------------------------------------- the rest
 
 
 def time_embedders(options: argparse.Namespace) -> dict[str, Any]:
-    """Of every embedder and length: milliseconds an utterance one by one and batched, in fp32 and, where it
-    is fast, batched in bf16; the rows are read before the clock starts."""
+    """Figures of embedders on the first utterances of a corpus, see `measure_embedders`."""
     if not options.corpus or options.utterances < 1:
         raise UserError("the utterances to embed: name a corpus with -d, and at least 1 with --utterances")
-    corpus = index_corpus(options.corpus)
-    device = choose_device(options.device)
-    rows = []
-    for name in options.embedder or ["resemblyzer"]:
-        embedder = load_embedder(name).to(device)
-        waves = [
-            torch.from_numpy(read_mono(u.path, embedder.sample_rate)).to(device)
-            for u in corpus.utterances[: options.utterances]
-        ]
-        for seconds in numbers("-s", options.seconds or "1.6,3,6,15"):
-            cut = [wave[: round(seconds * embedder.sample_rate)] for wave in waves]
-            rows.append({"embedder": name, "seconds": seconds, **time_one(embedder, cut)})
+    utterances = index_corpus(options.corpus).utterances[: options.utterances]
+    lengths, device = numbers("-s", options.seconds or "1.6,3,6,15"), choose_device(options.device)
     what = torch.cuda.get_device_name(device) if device.type == "cuda" else machine()
-    return {"machine": what, "utterances": len(waves), "rows": rows}
-
-
-@torch.inference_mode()
-def time_one(embedder: Embedder, waves: list[torch.Tensor]) -> dict[str, float]:
-    device = waves[0].device
-
-    def milliseconds(work: Callable[[], object]) -> float:
-        for _ in range(2):  # the first time warms up
-            start = time.perf_counter()
-            work()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-        return 1e3 * (time.perf_counter() - start) / len(waves)
-
-    found = {
-        "one": milliseconds(lambda: [embedder.embed([wave]) for wave in waves]),
-        "batched": milliseconds(lambda: embedder.embed(waves)),
-    }
-    if has_fast_bf16(device):
-        with autocast(device, "bf16"):
-            found["one_bf16"] = milliseconds(lambda: [embedder.embed([wave]) for wave in waves])
-            found["batched_bf16"] = milliseconds(lambda: embedder.embed(waves))
-    return found
-
-
-def embedder_markdown(figures: dict[str, Any]) -> str:
-    names = {"one": "one by one", "batched": "batched", "one_bf16": "one by one, bf16",
-             "batched_bf16": "batched, bf16"}  # fmt: skip
-    shown = [name for name in names if name in figures["rows"][0]]
-    lines = [f"{figures['machine']}; {figures['utterances']} utterances, ms each (x: against fp32 one "
-             "by one)", "", f"| embedder | cut to | {' | '.join(names[name] for name in shown)} |",
-             "|---|---|" + "---|" * len(shown)]  # fmt: skip
-    for row in figures["rows"]:
-        cells = [f"{row[name]:.2f} ({row['one'] / row[name]:.1f} x)" for name in shown]
-        lines.append(f"| {row['embedder']} | {row['seconds']:g} s | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-# ---------------------------------------------------------------- masks
+    found = measure_embedders(options.embedder or ["resemblyzer"], utterances, lengths, device)
+    return {"machine": what, **found}
 
 
 def time_trainer(options: argparse.Namespace) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 
 from config.load import argument_parser, parse_arguments, run_script
 from datasets.dataset import different_references
-from datasets.recipe import Clip, Recipe
+from datasets.recipe import Clip
 from datasets.store import Store
 from model.features import reference_embeddings
 from model.presence import Evidence, Listener, fit
@@ -46,9 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"{options.data}: {error}") from error
     save_again(path, content | {"presence": calibration.content()})
     print(
-        f"{path}: {calibration.examples} recordings, half of them without the voice: told apart with an area "
-        f"under the ROC curve of {calibration.auc:.3f}, right at probability 0.5 in "
-        f"{100 * calibration.accuracy:.1f} % (each fold of five judged by the others)"
+        f"{path}: {calibration.examples} stretches of {len(present)} mixtures with the voice and of "
+        f"{len(absent)} without: told apart with an area under the ROC curve of {calibration.auc:.3f}, right "
+        f"at probability 0.5 in {100 * calibration.accuracy:.1f} % (each fifth of the mixtures judged by the "
+        "others)"
     )
     print(path)
     return 0
@@ -56,8 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def collect(
     separator: Separator, store: Store, examples: int | None
-) -> tuple[list[Evidence], list[Evidence]]:
-    """Evidence of the validation mixtures with their own reference, and with somebody's who is not there."""
+) -> tuple[list[list[Evidence]], list[list[Evidence]]]:
+    """Evidence of the validation mixtures with their own reference, and with somebody's who is not there; of
+    each mixture that of its stretches."""
 
     def speaker(clip: Clip) -> str:
         return store.utterances[clip.utterance].speaker
@@ -71,10 +73,12 @@ def collect(
     rows = [row for row, recipe in enumerate(recipes) if recipe.target is not None]
     clips, owners = different_references(split.recipes)
     vectors = reference_embeddings(store.folder, store.utterances, clips, separator.embedder)[owners]
-    people = {row: {speaker(clip) for clip in voices(recipes[row])} for row in rows}
+    people = {
+        row: {speaker(clip) for source in recipes[row].sources for clip in source.voices} for row in rows
+    }
     asked = {row: speaker(recipes[row].reference) for row in rows}
     chance = np.random.default_rng(0)
-    found: tuple[list[Evidence], list[Evidence]] = ([], [])
+    found: tuple[list[list[Evidence]], list[list[Evidence]]] = ([], [])
     for row in progress_bar(rows, unit="mixture", desc="presence", leave=False):
         others = [other for other in rows if asked[other] not in people[row] | {asked[row]}]
         if not others:
@@ -85,14 +89,8 @@ def collect(
             embedding = torch.from_numpy(vectors[[owner]]).to(separator.device)
             listener = Listener(separator, embedding)
             listener(mixture[0], separator.separate_channels(mixture, embedding)[0])
-            evidence += listener.evidence()
+            evidence.append(listener.evidence())
     return found
-
-
-def voices(recipe: Recipe) -> list[Clip]:
-    """What is said in a mixture."""
-    spoken = [source for source in recipe.sources if source.kind in ("speech", "babble")]
-    return [clip for source in spoken for clip in source.clips]
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ def own_separator(path: Path) -> dict[str, Any] | None:
     for kind in ("corpus", "noise", "music", "rirs"):
         own["config"]["data"][kind] = []  # where they lay is nobody's business
     own["config"]["store"]["folder"] = Store().folder
+    own["config"]["embedder"] = Path(own["config"]["embedder"]).name
     return own | {name: content[name] for name in kept if name in content}
 
 

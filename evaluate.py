@@ -21,12 +21,10 @@ import numpy as np
 import torch
 
 from config.load import argument_parser, parse_arguments, run_script
-from config.schema import Data
 from datasets.corpus import heard_speakers
-from datasets.lists import listed_recipes, tuple_recipes
-from datasets.live import RenderedSplit
-from datasets.plan import SOUNDS, index_recordings
+from datasets.plan import SOUNDS
 from datasets.store import SPLITS, Store
+from model.chosen_set import listed_set, stored_set
 from model.embedder import Embedder
 from model.evaluation import Evaluation
 from model.evaluation_page import example_signals, write_page
@@ -59,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(options: argparse.Namespace, wanted: Wanted, device: torch.device) -> int:
-    stored = of_store(Store(options.data), options.split) if options.data else None
+    stored = stored_set(Store(options.data), options.split) if options.data else None
     paths = [str(checkpoint_of(path)) for path in options.checkpoints]
     contents = {path: load_checkpoint(path, verify=True) for path in paths}
     separators = {
@@ -75,7 +73,7 @@ def _evaluate(options: argparse.Namespace, wanted: Wanted, device: torch.device)
         )
     if stored:
         warn_of_task(stored, options, separators)
-    data, out = stored or of_list(options, separators, rates.pop()), Path(options.out)
+    data, out = stored or listed_set(options, separators, rates.pop()), Path(options.out)
     folders = [out / result_name(path, data.name, options.mask, options.factor) for path in separators]
     if len(set(folders)) < len(options.checkpoints):
         raise UserError(
@@ -206,14 +204,6 @@ def _wanted(options: argparse.Namespace) -> Wanted:
     return Wanted(chosen, options.clean, options.recognizer, listed)
 
 
-def of_store(store: Store, name: str) -> TestSet:
-    data, rate = store.settings["data"], store.settings["audio"]["sample_rate"]
-    listed = store.settings["lists"].get(name, "")
-    protocol = "list of recipes" if listed.startswith("recipes") else describe_protocol(data)
-    split = store.split(name)
-    return TestSet(str(store.folder), name, split, store.utterances, rate, protocol, store.folder)
-
-
 def warn_of_task(data: TestSet, options: argparse.Namespace, separators: Mapping[str, Separator]) -> None:
     """Where a checkpoint was trained to give everything but the reference's voice, or the store asks for
     that, and the other does not."""
@@ -227,49 +217,6 @@ def warn_of_task(data: TestSet, options: argparse.Namespace, separators: Mapping
                 "turns an estimate round",
                 file=sys.stderr,
             )
-
-
-def of_list(options: argparse.Namespace, separators: Mapping[str, Separator], rate: int) -> TestSet:
-    """A tuple or recipe list, rendered while it is scored; rows without audio are listed in missing-LIST.csv.
-
-    What is asked for (`reverse`), the references' length and `seconds` are those of the checkpoints'
-    training. Raises UserError when these differ.
-    """
-    if not options.corpus:
-        raise UserError("the audio of the list: name its corpus with -d")
-    path, out = Path(options.tuples or options.recipes), Path(options.out)
-    if not path.is_file():
-        raise UserError(f"{path}: no such list")
-    same = {"reverse", "reference", "seconds"}
-    trained = [separator.config.data.model_dump(include=same) for separator in separators.values()]
-    if any(other != trained[0] for other in trained):
-        raise UserError(f"the checkpoints have different tasks ({trained}): score them one by one")
-    folders = {kind: getattr(options, kind) for kind in SOUNDS}
-    data = Data(corpus=options.corpus, protocol=options.protocol, **folders, **trained[0])
-    recordings = index_recordings(data)
-    utterances = recordings.by_id
-    if options.tuples:
-        unusable = recordings.unusable
-        listed = tuple_recipes(path, "test", utterances, data, recordings.fingerprint, unusable)
-    else:
-        listed = listed_recipes(path, utterances)
-    print(listed.describe(path))
-    left_out = out / f"missing-{path.stem}.csv"
-    write_csv(left_out, ("row", "utterances", "cause"), listed.missing)
-    print(f"{left_out}: the {len(listed.missing)} rows that were left out")
-    if not listed.recipes:
-        raise UserError(f"{path}: none of its {len(listed.missing)} rows can be rendered, see {left_out}")
-    protocol = describe_protocol(data.model_dump()) if options.tuples else "list of recipes"
-    rows = len(listed.recipes) + len(listed.missing)
-    protocol += f", {len(listed.recipes)} of {rows} rows" if listed.missing else ""
-    split = RenderedSplit(listed.recipes, utterances, rate)
-    return TestSet(str(path), path.stem, split, utterances, rate, protocol, out)
-
-
-def describe_protocol(data: Mapping[str, Any]) -> str:
-    if data["protocol"] == "padded":
-        return "protocol padded, whole utterances"
-    return f"protocol crop {data['seconds']:g} s"
 
 
 def mixture_system(data: TestSet, out: Path, listener: Embedder | None) -> System:
@@ -300,7 +247,7 @@ def describe_system(
     on, if its checkpoint says so."""
     assert system.separator is not None
     mixtures = [recipe for recipe in data.recipes if recipe.role == "mixture"]
-    speakers = {data.speaker(recipe.reference) for recipe in mixtures}
+    speakers = {data.speaker(recipe.reference) for recipe in data.recipes}
     same = {data.speaker(recipe.reference) for recipe in mixtures if recipe.same_utterance}
     return {
         **summarize_rows(data, mixture, system, wanted),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from config.load import argument_parser, load_config, parse_arguments, run_script
+from config.options import check_sounds
 from config.schema import Config
 from datasets.corpus import Utterance
 from datasets.lists import ignored_by_tuples, listed_recipes, read_tuples, tuple_recipes
@@ -56,10 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = load_config(options.config, [*options.overrides, *as_overrides(options)])
     if not config.data.corpus:
         raise UserError("no corpus: name a folder of speech with -d or data.corpus")
+    lists = named_lists(options)
+    if not lists:
+        drawn = [sound for sound in ("noise", "music") if config.data.needs(sound)]
+        try:
+            check_sounds(config.data, drawn, config.data.reverberation)
+        except ValueError as error:
+            raise UserError(f"{error}; name one there, or with --noise, --music or --rirs") from error
     wanted = config.network.embedding == "reference" and not options.no_embeddings
     embedder = load_embedder(options.embedder or config.embedder) if wanted else None
     folder = Path(options.out or config.store.folder)
-    lists = named_lists(options)
     if "train" in lists and config.data.mode == "live":
         raise UserError(f"{lists['train'][1]}: a list of training examples is stored, not live (data.mode)")
     require_ours(folder)

@@ -20,27 +20,23 @@ import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Event, Lock
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
 
 from config.load import argument_parser, parse_arguments, run_script
 from model.choice import add_checkpoint_options, chosen_checkpoint, load_separator
 from model.jobs import FINISHED, Finished, Job, Outcome, check_results, folder_jobs, listed_jobs, run_jobs
 from model.masks import add_mask_options, chosen_masking
 from model.pcm import stream_pcm
-from model.pictures import draw_recording
 from model.presence import Calibration
-from model.recording import SILENCE_DB, Absent, Report, Wishes, residual_path, separate_recording
-from model.reference import CLIPPED_SHARE, read_reference
+from model.recording import Absent, Wishes
 from model.separator import Separator
+from model.work import Voices, Work, describe
 from utils.audio import AUDIO_SUFFIXES, audio_info, read_mono
-from utils.audio_stream import is_pipe, spooled, standard_bytes, standard_output
+from utils.audio_stream import Spool, standard_bytes, standard_output
 from utils.device import choose_device, large_pages
 from utils.errors import UserError
 from utils.files import require_writable, sha256_of, write_json
@@ -53,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(_parser(), arguments)
     _check(options)
     large_pages()
-    with ExitStack() as stack:
+    with ExitStack() as stack, Spool() as spool:
         sink = sys.stdout
         if options.stream or options.out_dir == STANDARD:
             standard_output(sink)  # what is missing is said before the work
@@ -63,16 +59,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         separator = load_separator(path, options).to(choose_device(options.device))
         separator.masking = chosen_masking(separator.masking, options)
         separator.precision = options.precision or separator.precision
-        voices = Voices(separator, path)
+        voices, references = Voices(separator, path), tuple(map(spool, options.reference_file))
         if options.stream:
-            embedding = voices(tuple(map(Path, options.reference_file)))
+            embedding = voices(references)
             source = None if options.microphone else standard_bytes()
             stream_pcm(separator, embedding, source, standard_output(sink))
             return 0
         wishes = _wishes(options, separator, path)
         if options.batch or Path(options.mixed_file).is_dir():
-            return separate_many(options, voices, wishes, sink)
-        return separate_one(options, voices, wishes, stack, sink)
+            return separate_many(options, references, voices, wishes, sink)
+        name = options.mixed_file
+        mixture = spool.take(standard_bytes(), "standard input") if name == STANDARD else spool(name)
+        to_pipe = options.out_dir == STANDARD
+        out = Path(stack.enter_context(TemporaryDirectory()) if to_pipe else options.out_dir)
+        output = out if out.suffix.lower() == ".wav" and not out.is_dir() else out / "estimate.wav"
+        return separate_one(options, Job(mixture, references, output), voices, wishes, sink)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -180,88 +181,17 @@ def _wishes(options: argparse.Namespace, separator: Separator, path: Path) -> Wi
     )
 
 
-class Voices:
-    """Embeddings [1, D] of references by their names, each computed once; None for a network without."""
-
-    def __init__(self, separator: Separator, path: Path) -> None:
-        self.separator, self.path, self.lock = separator, path, Lock()
-        self.known: dict[tuple[Path, ...], Tensor] = {}
-        self.said = False
-
-    def __call__(self, names: tuple[Path, ...]) -> Tensor | None:
-        """Raises UserError without a name, and for a reference that cannot be used."""
-        if self.separator.embedder is None:
-            if names and not self.said:
-                print(f"NOTE: {self.path} works without a reference: -r {names[0]} is not used")
-            self.said = True
-            return None
-        if not names:
-            raise UserError(f"{self.path}: asks whose voice is wanted; name a recording of it with -r")
-        with self.lock:
-            if names not in self.known:
-                references = [read_reference(name, self.separator.reference_rate) for name in names]
-                self.known[names] = self.separator.embed_references(references, list(map(str, names)))
-            return self.known[names]
-
-
-@dataclass(frozen=True)
-class Work:
-    """Separates, draws and reports one job."""
-
-    voices: Voices
-    wishes: Wishes
-    plot: bool = False
-    target: Path | None = None
-
-    def __call__(self, job: Job, stopping: Event | None = None, name: str | None = None) -> Report:
-        separator, embedding = self.voices.separator, self.voices(job.references)
-        report = separate_recording(
-            separator, job.mixture, embedding, job.output, self.wishes, name, stopping
-        )
-        if self.plot:
-            picture = picture_path(job.output)
-            draw_recording(picture, separator, job.mixture, job.output, self.target, embedding)
-            report.files.append(str(picture))
-        return report
-
-    def results(self, job: Job) -> list[Path]:
-        """The files that it writes for a job."""
-        residual = [residual_path(job.output)] if self.wishes.residual else []
-        return [job.output, *residual, *([picture_path(job.output)] if self.plot else [])]
-
-
-def picture_path(output: Path) -> Path:
-    """Beside estimate.wav spectrograms.png, beside any other NAME.wav NAME.png."""
-    return output.with_name("spectrograms.png" if output.stem == "estimate" else f"{output.stem}.png")
-
-
-def separate_one(
-    options: argparse.Namespace, voices: Voices, wishes: Wishes, stack: ExitStack, sink: Any
-) -> int:
-    """One recording, from a file or standard input, to a file, a folder or standard output."""
-    mixture, shown = Path(options.mixed_file), options.mixed_file
-    if options.mixed_file == STANDARD:
-        shown, mixture = "standard input", stack.enter_context(spooled(standard_bytes()))
-    elif is_pipe(mixture):
-        mixture = stack.enter_context(spooled(stack.enter_context(mixture.open("rb"))))
-    to_pipe = options.out_dir == STANDARD
-    out = Path(stack.enter_context(TemporaryDirectory()) if to_pipe else options.out_dir)
-    output = out if out.suffix.lower() == ".wav" and not out.is_dir() else out / "estimate.wav"
+def separate_one(options: argparse.Namespace, job: Job, voices: Voices, wishes: Wishes, sink: Any) -> int:
+    """One recording to a file, a folder or standard output."""
+    mixture, output, to_pipe = job.mixture, job.output, options.out_dir == STANDARD
     target = Path(options.target) if options.target else None
-    references = tuple(
-        stack.enter_context(spooled(stack.enter_context(path.open("rb")))) if is_pipe(path) else path
-        for path in map(Path, options.reference_file)
-    )
-    work, job = Work(voices, wishes, options.plot, target), Job(mixture, references, output)
+    work = Work(voices, wishes, options.plot, target)
     check_results([job], work.results, [target] if target else [], _report_place(options, output.parent))
     for place in [output, *_report_place(options, output.parent)]:
         require_writable(place)
     if target is not None:
         _check_target(target, mixture)
-    try:
-        report = work(job, name=options.mixed_file)
-    except UserError as error:
-        raise UserError(str(error).replace(str(mixture), shown)) from error
+    report = work(job, name=options.mixed_file)
     print(describe(voices.path, report))
     if target is not None:
         print(_score(mixture, output, target))
@@ -277,14 +207,16 @@ def separate_one(
     return 0
 
 
-def separate_many(options: argparse.Namespace, voices: Voices, wishes: Wishes, sink: Any) -> int:
+def separate_many(
+    options: argparse.Namespace, references: tuple[Path, ...], voices: Voices, wishes: Wishes, sink: Any
+) -> int:
     """A list or a folder; 3 when some could not be separated."""
-    out, references = Path(options.out_dir), list(map(Path, options.reference_file))
+    out = Path(options.out_dir)
     if options.batch:
         jobs = listed_jobs(Path(options.batch), references, out)
     else:
         jobs = folder_jobs(Path(options.mixed_file), references, out)
-        voices(tuple(references))  # one mistake in it is one sentence
+        voices(references)  # one mistake in it is one sentence
     work = Work(voices, wishes, options.plot)
     written = [out / FINISHED, *_report_place(options, out)]
     check_results(jobs, work.results, [Path(options.batch)] if options.batch else [], written)
@@ -295,16 +227,10 @@ def separate_many(options: argparse.Namespace, voices: Voices, wishes: Wishes, s
     at_once = min(at_once, len(jobs))
     torch.set_num_threads(max(1, threads // at_once))
     separator = voices.separator
-    settings = [str(wishes), str(separator.masking), options.plot, separator.config.model_dump()]
-    how = str(
-        [
-            *settings,
-            options.backend,
-            separator.precision,
-            separator.device.type,
-            _contents(options, voices.path),
-        ]
-    )
+    embedder = separator.embedder.fingerprint() if separator.embedder is not None else ""
+    settings = [wishes, separator.masking, options.plot, separator.config.model_dump(), embedder]
+    computed = [options.backend, separator.precision, separator.device.type]
+    how = str([*settings, *computed, *_contents(options, voices.path)])
     finished = Finished(out)
     try:
         outcomes = run_jobs(jobs, lambda job, stop: work(job, stop).content(), finished, how, at_once)
@@ -360,25 +286,6 @@ def _report_place(options: argparse.Namespace, folder: Path) -> list[Path]:
     if options.report in (None, STANDARD):
         return []
     return [Path(options.report) if options.report else folder / "report.json"]
-
-
-def describe(path: Path, report: Report) -> str:
-    """What became of a recording, in a line or two."""
-    text = f"{path}: mixture {report.mixture_db:.1f} dBFS, estimate {report.estimate_db:.1f} dBFS"
-    if report.presence is not None:
-        verdict = "is present" if report.present else "is not present"
-        text += (
-            f"\nthe voice {verdict}: probability {report.presence:.2f} (similarity to the reference: "
-            f"estimate {report.similarity:.2f}, residual {report.residual_similarity:.2f}; from "
-            f"{report.heard_at:.0f} s on)"
-        )
-    if report.mixture_db <= SILENCE_DB:
-        text += "\nthe mixture is silent"
-    if report.clipped > CLIPPED_SHARE:
-        text += f"\nthe mixture is clipped ({100 * report.clipped:.1f} % of the samples)"
-    if report.written != "estimate":
-        text += f"; written instead of the estimate: {report.written}"
-    return text
 
 
 def _check_target(target: Path, mixture: Path) -> None:

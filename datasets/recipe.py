@@ -17,6 +17,8 @@ from utils.errors import UserError
 KINDS = ("mixture", "target_alone", "target_absent", "noise_only")
 EQUALIZER_HZ = (125.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0)
 SOURCES = ("speech", "noise", "music", "babble")
+VOICES = ("speech", "babble")
+"""Sources in which people speak."""
 LARGEST_DB, LONGEST_SECONDS = 200.0, 36000.0
 T = TypeVar("T")
 
@@ -57,6 +59,11 @@ class Source:
     room: Room | None = None
     equalizer: tuple[float, ...] = ()
 
+    @property
+    def voices(self) -> tuple[Clip, ...]:
+        """What people say in it."""
+        return self.clips if self.kind in VOICES else ()
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -90,7 +97,7 @@ class Recipe:
     @property
     def other_voice(self) -> bool:
         """Whether somebody speaks in the interference."""
-        return any(source.kind in ("speech", "babble") for source in self.interference)
+        return any(source.voices for source in self.interference)
 
     @property
     def role(self) -> str:

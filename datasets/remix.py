@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 
 from datasets.corpus import Utterance
-from datasets.recipe import Recipe
+from datasets.recipe import Clip, Recipe
 
 
 @dataclass(frozen=True)
 class Remix:
     """Gives a `share` of a batch's mixtures the interference of other examples of it, at the level of the
-    one that it replaces; a pure function of `seed` and the examples' numbers.
+    one that it replaces (the levels of what sounds: padding is left out).
 
-    An example keeps its own where the other's holds the voice that it asks for, or where either has none.
+    An example keeps its own where the other's holds the voice that it asks for, or where either has none. The
+    new mixtures are a pure function of `seed` and of the numbers of the examples that are read together: a
+    step that is cut into parts, or shared out to ranks, remixes within each part.
     """
 
     share: float
@@ -36,13 +38,16 @@ class Remix:
         count = len(recipes)
         donors = generator.permutation(count)
         wanted = generator.random(count) < self.share
-        voices = [self._voices(recipe) for recipe in recipes]
+        voices = [
+            {self._speaker(clip) for source in recipe.interference for clip in source.voices}
+            for recipe in recipes
+        ]
         for row, donor in enumerate(donors):
-            asked = self.utterances[recipes[row].reference.utterance].speaker
-            wanted[row] &= asked not in voices[donor]
+            wanted[row] &= self._speaker(recipes[row].reference) not in voices[donor]
         mixture, target = batch["mixture_wave"], batch["target_wave"]
         interference = mixture - target
-        level = interference.square().mean(-1).sqrt()
+        sounding = interference.count_nonzero(-1).clamp_min(1)
+        level = (interference.square().sum(-1) / sounding).sqrt()
         donated, its_level = interference[donors], level[donors]
         exchanged = torch.from_numpy(wanted) & (level > 0) & (its_level > 0)
         gain = torch.where(exchanged, level / its_level, 0.0)
@@ -52,11 +57,5 @@ class Remix:
             "other_voice": torch.where(exchanged, batch["other_voice"][donors], batch["other_voice"]),
         }
 
-    def _voices(self, recipe: Recipe) -> set[str]:
-        """Who speaks in the interference."""
-        return {
-            self.utterances[clip.utterance].speaker
-            for source in recipe.interference
-            for clip in source.clips
-            if source.kind in ("speech", "babble")
-        }
+    def _speaker(self, clip: Clip) -> str:
+        return self.utterances[clip.utterance].speaker

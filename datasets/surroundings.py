@@ -43,7 +43,8 @@ class Surroundings:
         for what in wanted:
             if not self.sounds.get(what):
                 raise UserError(
-                    f"{split}: no recording of data.{what} is there for this split; name a folder, or another"
+                    f"{split}: is drawn with {what}, of which there is no recording for it; name a folder of "
+                    f"{what}, or another (data.{what}, --{what})"
                 )
 
     def draw_sound(

@@ -326,3 +326,18 @@ class _Members:
         self._is_folder.update(dict.fromkeys(above, True))
         self._is_folder[key] = is_folder
         return path
+
+
+def unpack_debian(names: Sequence[str], folder: Path) -> dict[str, str]:
+    """Downloads Debian packages and unpacks each to `folder`/NAME; their versions by name."""
+    try:
+        run_tool("apt-get download", ["apt-get", "download", "--quiet", *names], folder)
+    except UserError as error:
+        raise UserError(f"{error} (if apt-get knows no packages yet, run `apt-get update` first)") from error
+    versions = {}
+    for deb in progress_bar(sorted(folder.glob("*.deb")), "unpack packages", unit="package"):
+        name, version, _ = urllib.parse.unquote(deb.name).split("_")
+        run_tool(f"unpacking {deb.name}", ["dpkg-deb", "-x", str(deb), str(folder / name)])
+        deb.unlink()
+        versions[name] = version
+    return versions

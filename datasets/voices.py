@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from datasets.transfer import run_tool
+from datasets.transfer import unpack_debian
 from utils.audio import level_db, read_mono, write_flac
 from utils.errors import UserError
 from utils.files import atomic_folder, write_csv, write_text
@@ -83,7 +82,7 @@ def build_debian_voices(folder: Path) -> None:
         atomic_folder(folder) as building,
     ):
         packages = Path(temporary)
-        versions = _unpack_packages(packages)
+        versions = unpack_debian(sorted({name for voice in VOICES for name in voice.packages}), packages)
         left = {p for p in packages.rglob("*") if p.suffix in PROMPT_SUFFIXES and not p.is_symlink()}
         unused: list[tuple[Path, str]] = []
         for voice in VOICES:
@@ -104,21 +103,6 @@ def _speaks(voice: Voice, path: Path) -> bool:
     """Of PACKAGE/.../NAME: Fish Fillets' names start with the actor, or with the level and the actor."""
     tag = rf"([^-]+-)?{voice.actor}-" if voice.actor else ""
     return path.parts[0] in voice.packages and re.match(tag, path.name) is not None
-
-
-def _unpack_packages(folder: Path) -> dict[str, str]:
-    """Unpacks every voice's packages to `folder`/PACKAGE; their versions by name."""
-    names = sorted({package for voice in VOICES for package in voice.packages})
-    try:
-        run_tool("apt-get download", ["apt-get", "download", "--quiet", *names], folder)
-    except UserError as error:
-        raise UserError(f"{error} (if apt-get knows no packages yet, run `apt-get update` first)") from error
-    versions = {}
-    for deb in progress_bar(sorted(folder.glob("*.deb")), "unpack packages", unit="package"):
-        name, version, _ = urllib.parse.unquote(deb.name).split("_")
-        run_tool(f"unpacking {deb.name}", ["dpkg-deb", "-x", str(deb), str(folder / name)])
-        versions[name] = version
-    return versions
 
 
 def _licences(versions: dict[str, str]) -> str:

@@ -14,7 +14,7 @@ import torch
 
 from datasets.mixture import read_clip
 from datasets.store import WAVEFORMS
-from model.evaluation_summary import sexes, values
+from model.evaluation_summary import sex_pair, sexes, values
 from model.evaluation_tables import markdown, side_by_side
 from model.separator import Separator
 from model.test_set import System, TestSet
@@ -60,7 +60,7 @@ def write_page(
     before = values(mixture, "si_sdr", rows)
     gains = {system.name: values(system, "si_sdr", rows) - before for system in systems}
     if rows:
-        pairs = ["-".join(sexes(data, row)) for row in rows]
+        pairs = [sex_pair(data, row) for row in rows]
         chart = gain_figure(before, gains, values(mixture, "voices", rows), pairs)
         parts.append(f"<h2>Improvement</h2>{_picture(chart, 'distribution and scatter of the improvement')}")
     for system, summary in zip(systems, summaries, strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from model.recognition import CONDITIONS, word_error_rate, word_errors
-from model.row_scores import CLEAN, METRICS, NOT_FINITE, OF_CLEAN, OUTPUT_ONLY, SILENCED_DB
+from model.row_scores import CLEAN, METRICS, NOT_FINITE, OF_CLEAN, OUTPUT_ONLY, SILENCED_DB, Metric
 from model.test_set import System, TestSet, Wanted, heard_key
 from utils.metrics import SILENCE_DB, accepted_share, bootstrap_interval, sign_flip_p
 from utils.verification import FEWEST_SPEAKERS, equal_error_rate, error_rates
@@ -98,10 +98,15 @@ def _by_sex(data: TestSet, rows: np.ndarray, gains: np.ndarray) -> dict[str, dic
     """SI-SDR improvement by the sexes of target and other voice, such as FM; where both are known."""
     groups: dict[str, list[float]] = {}
     for row, gain in zip(rows, gains, strict=True):
-        pair = "-".join(sexes(data, int(row)))
-        if len(pair) == 3 and not data.recipes[row].reverse:
+        if pair := sex_pair(data, int(row)):
             groups.setdefault(pair, []).append(gain)
     return {pair: {"n": len(found), "mean": float(np.mean(found))} for pair, found in sorted(groups.items())}
+
+
+def sex_pair(data: TestSet, row: int) -> str:
+    """Such as F-M, the target's and the other voice's; empty where one is unknown or nobody is asked for."""
+    pair = sexes(data, row)
+    return "-".join(pair) if all(pair) and not data.recipes[row].reverse else ""
 
 
 def sexes(data: TestSet, row: int) -> tuple[str, str]:
@@ -177,42 +182,42 @@ def compare(
     data: TestSet, mixture: System, first: System, second: System, wanted: Wanted
 ) -> list[dict[str, Any]]:
     """Paired differences (second minus first) of outputs of the same mixtures, a row a metric, the share
-    that improves by more than 1 dB and the word error rate among them.
+    that improves by more than 1 dB and the word error rate (in points, of the mean number of words) among
+    them.
 
     Mean, 95 % interval over the people asked for, and the two-sided p of a test that changes the signs of
     all differences of a person together (`sign_flip_p`); both are missing of too few people.
     """
     mixtures = np.array([row for row, recipe in enumerate(data.recipes) if recipe.role == "mixture"], int)
     owners = [data.speaker(recipe.reference) for recipe in data.recipes]
-    pairs: list[tuple[str, str, int, np.ndarray, np.ndarray]] = []
+    found = []
+
+    def add(name: str, metric: Metric, differences: np.ndarray, rows: np.ndarray) -> None:
+        if not len(rows):
+            return
+        people = [owners[row] for row in rows]
+        low, high = interval(differences, people) or (None, None)
+        found.append(
+            {"first": first.name, "second": second.name, "metric": name, "label": metric.label}
+            | {"digits": metric.digits, "n": len(rows), "mean": float(differences.mean())}
+            | {"low": low, "high": high, "better_share": float((metric.better * differences > 0).mean())}
+            | {"p": None if low is None else sign_flip_p(differences, people)}
+        )
+
     for name in wanted.metrics:
         if name != "level":
             gain = values(second, name, mixtures) - values(first, name, mixtures)
-            metric = METRICS[name]
             known = np.isfinite(gain)
-            pairs.append((name, metric.label, metric.digits, metric.better * gain[known], mixtures[known]))
+            add(name, METRICS[name], gain[known], mixtures[known])
     unprocessed = values(mixture, "si_sdr", mixtures)
     share = [100.0 * (values(s, "si_sdr", mixtures) - unprocessed > 1) for s in (first, second)]
-    pairs.append(("accepted_share", "> 1 dB, %", 1, share[1] - share[0], mixtures))
+    add("accepted_share", Metric("> 1 dB, %", "%", 1, 1), share[1] - share[0], mixtures)
     for condition in ("enhanced", "enhanced_clean") if wanted.recognizer else ():
         counts = [counted_words(data, mixture, system, wanted, condition) for system in (first, second)]
-        rows = np.array(sorted(counts[0].keys() & counts[1].keys()), int)
-        words = np.mean([counts[0][row][1] for row in rows]) if len(rows) else 0.0
-        fewer = [100 * (counts[0][row][0] - counts[1][row][0]) / max(1.0, words) for row in rows]
-        pairs.append((f"wer_{condition}", f"word errors ({condition}), %", 1, np.array(fewer), rows))
-    found = []
-    for name, label, digits, better, rows in pairs:
-        if len(better):
-            sign = -1.0 if name.startswith("wer") or METRICS.get(name, METRICS["sdr"]).better < 0 else 1.0
-            people = [owners[row] for row in rows]
-            low, high = interval(sign * better, people) or (None, None)
-            figures = {"first": first.name, "second": second.name, "metric": name, "label": label}
-            found.append(
-                figures
-                | {"digits": digits, "n": len(better), "mean": float(sign * better.mean())}
-                | {"low": low, "high": high, "better_share": float((better > 0).mean())}
-                | {"p": None if low is None else sign_flip_p(better, people)}
-            )
+        rows = np.array(sorted({*mixtures} & counts[0].keys() & counts[1].keys()), int)
+        words = np.mean([counts[0][row][1] for row in rows]) if len(rows) else 1.0
+        more = np.array([100 * (counts[1][row][0] - counts[0][row][0]) / max(1.0, words) for row in rows])
+        add(f"wer_{condition}", Metric(f"word errors ({condition}), %", "%", 1, -1), more, rows)
     return found
 
 

@@ -20,7 +20,7 @@ CONDITION_NAMES = {
 def markdown(summary: dict[str, Any]) -> str:
     """The summary of one checkpoint as a small table for people."""
     heard = summary["heard_speakers"]
-    known = {None: "", 0: " never heard in training"}.get(heard, f", {heard} of them HEARD IN TRAINING")
+    known = {None: "", 0: " never heard in training"}.get(heard, f", {heard} HEARD IN TRAINING")
     title = f"{summary['n']} mixtures of {summary['speakers']} speakers{known}"
     use = summary["mask"]
     mask = "" if use == "org" else f", mask {use} with factor {summary['factor']:g}"
@@ -111,6 +111,7 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
 
 
 def intervals_of(speakers: int) -> str:
+    """What intervals are taken over, in a sentence."""
     if speakers < FEWEST_SPEAKERS:
         return f"No intervals: {speakers} speakers say nothing of others."
     return f"Intervals are taken over {speakers} speakers."

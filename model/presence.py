@@ -42,9 +42,9 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A logistic regression: weights of Evidence.vector() and an offset, fitted on `examples` mixtures, half
-    of them without the voice that was asked for, whose area under the ROC curve is `auc` and whose share of
-    right answers at 0.5 is `accuracy` (in folds that were not fitted)."""
+    """A logistic regression: weights of Evidence.vector() and an offset, fitted on `examples` stretches of at
+    most 12 s, half of them without the voice that was asked for, whose area under the ROC curve is `auc` and
+    whose share of right answers at 0.5 is `accuracy` (of recordings that were not fitted)."""
 
     weights: tuple[float, float, float]
     offset: float
@@ -128,16 +128,25 @@ class Listener:
             total += seconds * self.embedder.embed([heard.to(total.device)])[0]
 
 
-def fit(present: Sequence[Evidence], absent: Sequence[Evidence], folds: int = 5) -> Calibration:
-    """The calibration of recordings with and without the voice. Raises ValueError for fewer than `folds` of
-    either."""
+def fit(
+    present: Sequence[Sequence[Evidence]], absent: Sequence[Sequence[Evidence]], folds: int = 5
+) -> Calibration:
+    """The calibration by recordings with and without the voice, of each the evidence of its stretches.
+
+    What is said of its quality is of recordings in the other folds. Raises ValueError for fewer than `folds`
+    recordings of either.
+    """
     if min(len(present), len(absent)) < folds:
         raise ValueError(
             f"{len(present)} with and {len(absent)} without the voice: {folds} of each are needed"
         )
-    inputs = np.array([evidence.vector() for evidence in (*present, *absent)])
-    labels = np.r_[np.ones(len(present)), np.zeros(len(absent))]
-    fold = np.r_[np.arange(len(present)) % folds, np.arange(len(absent)) % folds]
+    recordings = [*present, *absent]
+    inputs = np.array([evidence.vector() for stretches in recordings for evidence in stretches])
+    labels = np.repeat(
+        [*np.ones(len(present)), *np.zeros(len(absent))], [len(stretches) for stretches in recordings]
+    )
+    numbers = [*range(len(present)), *range(len(absent))]
+    fold = np.repeat(np.array(numbers) % folds, [len(stretches) for stretches in recordings])
     held_out = np.zeros(len(labels))
     for number in range(folds):
         weights = _regression(inputs[fold != number], labels[fold != number])

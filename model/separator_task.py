@@ -126,7 +126,8 @@ class SeparatorTask(Task):
 
     def batches(self, start: int, pin: bool) -> Iterator[Batch]:
         train, place = self.config.train, (distributed.rank(), distributed.world_size())
-        size = train.batch_size * train.accumulate  # a step's examples are the same in one batch or several
+        # a step's examples are the same in one batch or several, but for what is remixed
+        size = train.batch_size * train.accumulate
         if self.store.live or self.objective.embedder_learns:
             require_unchanged(self.store)
         if self.store.live:

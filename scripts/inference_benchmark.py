@@ -133,6 +133,7 @@ class Watch:
                 self.curve.append([round(now, 2), int(found[1]) * 1024 / 1e6])
 
     def stop(self) -> None:
+        """Ends the reading."""
         self._over.set()
         self._thread.join()
 

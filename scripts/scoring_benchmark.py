@@ -49,21 +49,24 @@ def _signals(seconds: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def score_sdr(target: np.ndarray, other: np.ndarray, estimate: np.ndarray) -> float:
+    """SDR in dB of an estimate [N], by this project."""
     return float(sdr(torch.from_numpy(estimate), torch.from_numpy(target)))
 
 
 def score_sdr_by_mir_eval(target: np.ndarray, other: np.ndarray, estimate: np.ndarray) -> float:
+    """The same by mir_eval."""
     return float(_mir_eval(target[None], estimate[None])[0][0])
 
 
 def score(target: np.ndarray, other: np.ndarray, estimate: np.ndarray) -> list[float]:
-    """SDR, SIR, SAR of the estimate (those of the mixture are computed, too)."""
+    """SDR, SIR, SAR in dB of the estimate [N] (those of the mixture are computed, too), by this project."""
     outputs = torch.from_numpy(np.stack([estimate, target + other]))
     found = bss_eval(outputs, *(torch.from_numpy(x).expand_as(outputs) for x in (target, other)))
     return [float(values[0]) for values in found]
 
 
 def score_by_mir_eval(target: np.ndarray, other: np.ndarray, estimate: np.ndarray) -> list[float]:
+    """The same by mir_eval."""
     sources = np.stack([target, other])
     _mir_eval(sources, np.stack([target + other] * 2))
     return [float(values[0]) for values in _mir_eval(sources, np.stack([estimate] * 2))]
@@ -97,11 +100,12 @@ def _in_processes(signals: Sequence[tuple[np.ndarray, ...]]) -> float:
 
 
 def scoring_markdown(figures: dict[str, Any]) -> str:
+    """The figures and their machine as a table."""
     lines = [
         f"Milliseconds an utterance, {figures['machine']}:",
         "",
         "| | SDR | mir_eval | SDR, SIR, SAR of mixture and estimate | mir_eval "
-        f"| {figures['processes']} processes | difference, dB |",
+        f"| the same in {figures['processes']} processes | difference, dB |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in figures["rows"]:

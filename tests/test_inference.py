@@ -487,17 +487,17 @@ def test_options_that_do_not_go_together_are_refused(
 def test_the_calibration_finds_what_tells_the_two_apart() -> None:
     random = np.random.default_rng(0)
 
-    def some(similar: float, count: int) -> list[Evidence]:
-        rows = random.normal([similar, 0.5, -5.0], [0.1, 0.1, 3.0], (count, 3))
-        return [Evidence(*map(float, row)) for row in rows]
+    def some(similar: float, count: int, stretches: int = 1) -> list[list[Evidence]]:
+        rows = random.normal([similar, 0.5, -5.0], [0.1, 0.1, 3.0], (count, stretches, 3))
+        return [[Evidence(*map(float, row)) for row in recording] for recording in rows]
 
-    calibration = fit(some(0.8, 300), some(0.5, 300))
+    calibration = fit(some(0.8, 150, 2), some(0.5, 150, 2))
     assert calibration.auc > 0.95 and calibration.accuracy > 0.85 and calibration.examples == 600
     assert calibration.weights[0] > 5 * abs(calibration.weights[1])
     chances = [calibration.probability(Evidence(s, 0.5, -5.0)) for s in (0.4, 0.65, 0.9)]
     assert chances[0] < 0.1 and 0.2 < chances[1] < 0.8 and chances[2] > 0.9
     # calibrated: among those with about 70 %, about 70 % are right
-    fresh = [(e, label) for label, s in ((1, 0.8), (0, 0.5)) for e in some(s, 3000)]
+    fresh = [(e, label) for label, s in ((1, 0.8), (0, 0.5)) for (e,) in some(s, 3000)]
     near = [label for e, label in fresh if 0.6 < calibration.probability(e) < 0.8]
     assert len(near) > 30 and 0.5 < float(np.mean(near)) < 0.9
     assert Calibration.from_content(calibration.content(), "x") == calibration
@@ -608,6 +608,16 @@ def test_a_named_pipe_and_a_wav_of_unknown_length_are_read(
         assert code == 0 and len(estimate) == len(read(voices / "mixed.wav"))
         expected = estimate if expected is None else expected
         np.testing.assert_array_equal(estimate, expected)
+    silent = voices / "silent.wav"
+    soundfile.write(silent, np.zeros(16000), 16000)
+    for mixture in (voices / "mixed.wav", voices):  # one, and many
+        pipe = tmp_path / f"pipe-{len(list(tmp_path.iterdir()))}"
+        os.mkfifo(pipe)
+        Thread(target=pipe.write_bytes, args=(silent.read_bytes(),), daemon=True).start()
+        code, _, err = run(
+            inference.main, "--checkpoint_path", checkpoint, "-m", mixture, "-r", pipe, "-o", voices / "out"
+        )
+        assert code == 2 and f"ERROR: {pipe}: is silent" in err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
@@ -665,7 +675,7 @@ def test_calibrated_presence_decides_what_is_written(
     path = tmp_path / "c.pt"
     save_checkpoint(path, separator_of().content())
     code, out, _ = run(calibrate.main, path, "--data", tmp_path / "store")
-    assert code == 0 and "recordings, half of them without the voice" in out
+    assert code == 0 and "mixtures with the voice and of" in out
     given = ["--checkpoint_path", path, "-m", voices / "mixed.wav", "-r", voices / "reference.wav"]
     given += ["-o", voices / "out", "--presence", "--report", "--keep", "residual"]
     mixture = read(voices / "mixed.wav")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -168,20 +169,44 @@ def standard_output(stream: TextIO | None) -> BinaryIO:
     return stream.buffer
 
 
-def is_pipe(path: Path) -> bool:
-    """Whether a name stands for what cannot be read twice, such as the shell's <(...)."""
-    return path.is_fifo() or path.is_char_device() or path.is_socket()
+class Spool:
+    """Keeps what comes from pipes in temporary files until it is closed: readers of audio want to look around
+    in it. Errors that leave its context name the pipe."""
 
+    def __init__(self) -> None:
+        self._files = ExitStack()
+        self._names: dict[str, str] = {}
 
-@contextmanager
-def spooled(source: BinaryIO) -> Iterator[Path]:
-    """What comes from a pipe as a temporary file: readers of audio want to look around in it."""
-    with tempfile.NamedTemporaryFile(prefix="piped-", suffix=".wav") as file:
-        while block := source.read(1 << 20):
-            file.write(block)
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._files.close()
+        if isinstance(error, UserError) and self.shown(str(error)) != str(error):
+            raise UserError(self.shown(str(error))) from error
+
+    def shown(self, text: str) -> str:
+        """A text with the names of the pipes for those of the temporary files."""
+        for name, shown in self._names.items():
+            text = text.replace(name, shown)
+        return text
+
+    def take(self, source: BinaryIO, name: str) -> Path:
+        """The file of what comes from an open pipe that is called `name`."""
+        file = self._files.enter_context(tempfile.NamedTemporaryFile(prefix="piped-", suffix=".wav"))  # noqa: SIM115
+        shutil.copyfileobj(source, file)
         file.flush()
         _fill_in_length(file.name)
-        yield Path(file.name)
+        self._names[file.name] = name
+        return Path(file.name)
+
+    def __call__(self, path: Path | str) -> Path:
+        """The file to read: of a named pipe, such as the shell's <(...), its content, else `path` itself."""
+        path = Path(path)
+        if not path.is_fifo():
+            return path
+        with path.open("rb") as source:
+            return self.take(source, str(path))
 
 
 def _fill_in_length(path: str) -> None:

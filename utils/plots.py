@@ -187,13 +187,13 @@ def gain_figure(
     unit: str = "SI-SDR, dB",
 ) -> np.ndarray:
     """How scores [n] by system improve: their distribution, against the mixture's score [n], against the
-    similarity [n] of the two voices (NaN: unknown), and by `pairs` [n], the sexes of target and other voice.
-    Returns uint8 [height, width, 3]."""
+    similarity [n] of the two voices (NaN: unknown), and by `pairs` [n], the sexes of target and other voice
+    (empty: unknown). Returns uint8 [height, width, 3]."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 3.6), dpi=100, layout="constrained")
     first, second, third, fourth = figure.subplots(1, 4)
-    groups = sorted({pair for pair in pairs if len(pair) == 3}) or ["all"]
+    groups = sorted({pair for pair in pairs if pair}) or ["all"]
     members = [np.array([pair == group or groups == ["all"] for pair in pairs]) for group in groups]
     fourth.set_xticks(
         range(len(groups)), [f"{g}\n(n {m.sum()})" for g, m in zip(groups, members, strict=True)]
