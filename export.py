@@ -21,6 +21,7 @@ from torch import Tensor
 from config.load import argument_parser, parse_arguments, run_script
 from datasets.dataset import different_references
 from datasets.store import Store
+from model.choice import DEFAULT
 from model.exported import (
     EMBEDDER,
     SEPARATOR,
@@ -46,7 +47,13 @@ TOLERANCE = 1e-3
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__ or "", config_help=None)
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", help="of a separator, or the name of a run")
+    add(
+        "checkpoint",
+        nargs="?",
+        default=DEFAULT,
+        metavar="CHECKPOINT",
+        help=f"of a separator, or the name of a run (default: {DEFAULT}, which comes with this project)",
+    )
     add("-o", "--out", required=True, metavar="DIR", help="folder for the graphs")
     add("--int8", action="store_true", help="also with weights of 8 bits, and what that costs (with --data)")
     add("--data", metavar="STORE", help="whose validation mixtures --int8 is scored on")

@@ -160,7 +160,9 @@ def side_by_side(summaries: Sequence[dict[str, Any]], differences: Sequence[dict
     for summary in summaries:
         cells = [f"{summary[f'{name}_after_mean']:.{METRICS[name].digits}f}" for name in shown]
         share = f"{100 * summary['accepted_share']:.1f} %" if "accepted_share" in summary else ""
-        lines.append(f"| {summary['checkpoint']} | {' | '.join(cells)} | {share} |")
+        heard = summary.get("heard_speakers")
+        known = f" (HAS HEARD {heard} OF THESE SPEAKERS IN TRAINING)" if heard else ""
+        lines.append(f"| {summary['checkpoint']}{known} | {' | '.join(cells)} | {share} |")
     if any(summary.get("word_errors") for summary in summaries):
         rows = [(summary["checkpoint"], summary["word_errors"]) for summary in summaries]
         lines += ["", *word_table(rows, summaries[0]["recognizer"])]

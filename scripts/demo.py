@@ -1,6 +1,7 @@
 """`make demo`: corpus -> store -> training -> scores -> one separated voice, by the real commands.
 
-Every command is printed before it runs, and each one reuses what an earlier run finished.
+Beside the network that is trained within minutes stand the weights that come with this project. Every command
+is printed before it runs, and each one reuses what an earlier run finished.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from pathlib import Path
 
 from config.load import argument_parser, load_config, parse_arguments, run_script
 from datasets.download import choose_corpus
+from model.choice import DEFAULT
 from scripts.commands import command
 from utils.files import fingerprint, read_json
 
+COMPARISON = "comparison-test.md"
 CONFIG, DEBIAN_CONFIG = "config/compact.yaml", "config/demo-debian.yaml"
 
 
@@ -42,23 +45,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command("generator.py", "-c", config, "-d", str(corpus), "-o", str(store), *options.overrides)
     command("trainer.py", "-c", config, "-m", name, *options.overrides, f"store.folder={store}")
     command(
-        "evaluate.py", str(checkpoint), "--data", str(store), "-o", str(results), "--save_audio", "median"
-    )
+        "evaluate.py", str(checkpoint), DEFAULT, "--data", str(store), "-o", str(results),
+        "--save_audio", "median",
+    )  # fmt: skip
     scores = results / f"{name}-best-test"
     example = scores / "audio" / "median"  # neither the best nor the worst: what to expect
-    command(
-        "inference.py", "--checkpoint_path", str(checkpoint),
-        "-m", str(example / "mixture.wav"), "-r", str(example / "reference.wav"),
-        "--target", str(example / "target.wav"), "-o", str(results), "--plot", "--keep", "residual",
-    )  # fmt: skip
+    asked = ("-m", str(example / "mixture.wav"), "-r", str(example / "reference.wav"))
+    for weights, place in ((("--checkpoint_path", str(checkpoint)), results), ((), results / DEFAULT)):
+        command(
+            "inference.py", *weights, *asked, "--target", str(example / "target.wav"), "-o", str(place),
+            "--plot", "--keep", "residual",
+        )  # fmt: skip
     finish(results, scores, store, corpus, time.monotonic() - start)
     return 0
 
 
 def finish(results: Path, scores: Path, store: Path, corpus: Path, seconds: float) -> None:
+    """Says what came out, and where it lies."""
     summary = read_json(scores / "summary.json")
     speakers = read_json(store / "store.json")["splits"]["train"]["speakers"]
     print(f"Trained on {corpus}; {(scores / 'summary.md').read_text()}")
+    print(f"Beside the weights that come with this project:\n\n{(results / COMPARISON).read_text()}")
     print(f"Done in {seconds / 60:.1f} minutes. To listen and to look:")
     for path in (
         scores / "audio" / "median" / "mixture.wav",
@@ -66,7 +73,10 @@ def finish(results: Path, scores: Path, store: Path, corpus: Path, seconds: floa
         results / "estimate.wav",
         results / "residual.wav",
         results / "spectrograms.png",
+        results / DEFAULT / "estimate.wav",
+        results / DEFAULT / "spectrograms.png",
         scores / "per_utterance.csv",
+        results / COMPARISON,
     ):
         print(f"  {path}")
     if summary.get("si_sdr_improvement_low", summary["si_sdr_improvement_mean"]) <= 0:

@@ -506,6 +506,10 @@ def test_speakers_heard_in_training_are_counted(
     assert run(generator.main, *arguments, f"data.seed={seed}")[0] == 0
     code, out, _ = run(evaluate.main, trained, "--data", tmp_path / "s", "-o", tmp_path)
     assert code == 0 and "HEARD IN TRAINING" in out and "never heard" not in out
+    shutil.copyfile(trained, tmp_path / "other.pt")
+    two = [trained, tmp_path / "other.pt", "--data", tmp_path / "s", "-o", tmp_path, "--metrics", "si_sdr"]
+    code, out, _ = run(evaluate.main, *two)
+    assert code == 0 and "(HAS HEARD " in out
 
 
 def test_a_store_drawn_by_other_code_is_refused(
