@@ -24,7 +24,7 @@ from config.load import argument_parser, parse_arguments, run_script
 from datasets.corpus import heard_speakers
 from datasets.plan import SOUNDS
 from datasets.store import SPLITS, Store
-from model.chosen_set import listed_set, stored_set
+from model.chosen_set import listed_set, removes_voice, stored_set
 from model.embedder import Embedder
 from model.evaluation import Evaluation
 from model.evaluation_page import example_signals, write_page
@@ -209,7 +209,7 @@ def warn_of_task(data: TestSet, options: argparse.Namespace, separators: Mapping
     that, and the other does not."""
     asks = any(recipe.reverse for recipe in data.recipes)
     for path, separator in separators.items():
-        gives = separator.config.data.reverse != (options.mask == "inv_sub")
+        gives = removes_voice(separator, options.mask)
         if gives != asks:
             what = ("the reference's voice", "everything but the reference's voice")
             print(
@@ -221,7 +221,8 @@ def warn_of_task(data: TestSet, options: argparse.Namespace, separators: Mapping
 
 def mixture_system(data: TestSet, out: Path, listener: Embedder | None) -> System:
     folder = out / f"mixture-{data.name}"
-    return System(MIXTURE, folder, fingerprint([SCORES, data.split.fingerprint, _hears(listener)]))
+    of = data.split.fingerprint
+    return System(MIXTURE, folder, fingerprint([SCORES, of, _hears(listener)]), of)
 
 
 def system_of(
@@ -232,8 +233,9 @@ def system_of(
         raise UserError(
             f"{path}: works at {separator.sample_rate} Hz, {data.source} holds {data.rate} Hz audio"
         )
-    how = [SCORES, sha256_of(path), data.split.fingerprint, _hears(listener), str(separator.masking)]
-    return System(path, folder, fingerprint([*how, separator.precision]), separator)
+    of = data.split.fingerprint
+    how = [SCORES, sha256_of(path), of, _hears(listener), str(separator.masking)]
+    return System(path, folder, fingerprint([*how, separator.precision]), of, separator)
 
 
 def _hears(listener: Embedder | None) -> str:

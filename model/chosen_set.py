@@ -18,6 +18,11 @@ from utils.errors import UserError
 from utils.files import write_csv
 
 
+def removes_voice(separator: Separator, mask: str) -> bool:
+    """Whether its output is everything but the reference's voice: so trained, or the mask turned round."""
+    return separator.config.data.reverse != (mask != "org")
+
+
 def stored_set(store: Store, name: str) -> TestSet:
     data, rate = store.settings["data"], store.settings["audio"]["sample_rate"]
     listed = store.settings["lists"].get(name, "")
@@ -29,7 +34,7 @@ def stored_set(store: Store, name: str) -> TestSet:
 def listed_set(options: argparse.Namespace, separators: Mapping[str, Separator], rate: int) -> TestSet:
     """A tuple or recipe list, rendered while it is scored; rows without audio are listed in missing-LIST.csv.
 
-    What is asked for (`reverse`), the references' length and `seconds` are those of the checkpoints'
+    What is asked for is what the checkpoints give, the references' length and `seconds` are those of their
     training. Raises UserError when these differ.
     """
     if not options.corpus:
@@ -37,8 +42,11 @@ def listed_set(options: argparse.Namespace, separators: Mapping[str, Separator],
     path, out = Path(options.tuples or options.recipes), Path(options.out)
     if not path.is_file():
         raise UserError(f"{path}: no such list")
-    same = {"reverse", "reference", "seconds"}
-    trained = [separator.config.data.model_dump(include=same) for separator in separators.values()]
+    trained = [
+        separator.config.data.model_dump(include={"reference", "seconds"})
+        | {"reverse": removes_voice(separator, options.mask)}
+        for separator in separators.values()
+    ]
     if any(other != trained[0] for other in trained):
         raise UserError(f"the checkpoints have different tasks ({trained}): score them one by one")
     folders = {kind: getattr(options, kind) for kind in SOUNDS}

@@ -96,7 +96,7 @@ class Evaluation:
             keys |= {"target_similarity"} if "similarity" in keys else set()
         elif self.wanted.clean and role != "absent":
             keys |= {f"sdr_{CLEAN}", f"si_sdr_{CLEAN}"}
-        if (name := self.wanted.hears) and self.data.texts[row] and role != "absent":
+        if (name := self.wanted.hears) and self.data.texts[row] and role == "mixture":
             of = ("clean", "noisy") if system.name == MIXTURE else ("enhanced", "enhanced_clean")
             keys |= {heard_key(condition, name) for condition in of if self._hears(condition)}
         return keys

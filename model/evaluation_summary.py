@@ -63,7 +63,7 @@ def summarize_rows(data: TestSet, before: System, after: System, wanted: Wanted)
         if known.any():
             summary |= spread(f"{name}_{CLEAN}", clean[known], [owners[row] for row in mixtures[known]])
     if "similarity" in wanted.metrics:
-        summary |= _voices(before, after, mixtures)
+        summary |= _voices(before, after, mixtures, absent)
     if wanted.recognizer:
         summary["word_errors"] = _word_errors(data, before, after, wanted, owners)
         summary["recognizer"] = wanted.recognizer
@@ -117,8 +117,13 @@ def sexes(data: TestSet, row: int) -> tuple[str, str]:
     return data.utterances[recipe.reference.utterance].sex, other
 
 
-def _voices(before: System, after: System, mixtures: np.ndarray) -> Summary:
-    """In how many the wrong voice came out, and how well voices are verified in mixtures and estimates."""
+def _voices(before: System, after: System, mixtures: np.ndarray, absent: np.ndarray) -> Summary:
+    """In how many the wrong voice came out, and how well voices are verified in mixtures and estimates.
+
+    `verification_eer_...`: the estimates are of the voice that is there, other people's references the
+    impostors. `claimed_eer_...`: the estimates are of the person who is claimed, the impostors those who are
+    absent.
+    """
     found: Summary = {}
     for label, system in (("before", before), ("after", after)):
         own, other = (values(system, name, mixtures) for name in ("similarity", "similarity_other"))
@@ -134,6 +139,14 @@ def _voices(before: System, after: System, mixtures: np.ndarray) -> Summary:
         if same.any() and not same.all():
             found[f"verification_eer_{label}"] = equal_error_rate(error_rates(scores, same))[0]
             found["verification_trials"] = len(scores)
+    rows = np.concatenate([mixtures, absent])
+    for label, system in (("before", before), ("after", after)):
+        scores = values(system, "similarity", rows)
+        known = np.isfinite(scores)
+        same = (np.arange(len(rows)) < len(mixtures))[known]
+        if same.any() and not same.all():
+            found[f"claimed_eer_{label}"] = equal_error_rate(error_rates(scores[known], same))[0]
+            found["claimed_trials"] = len(same)
     return found
 
 
@@ -157,11 +170,11 @@ def _word_errors(
 def counted_words(
     data: TestSet, before: System, after: System, wanted: Wanted, condition: str
 ) -> dict[int, tuple[int, int]]:
-    """Errors and spoken words by row, where both what was said and what was heard are known."""
+    """Errors and spoken words by row of the mixtures, where what was said and what was heard are known."""
     found = {}
     for row, text in enumerate(data.texts):
         heard = _heard(data, row, before, after, condition, wanted)
-        if text and heard is not None:
+        if text and heard is not None and data.recipes[row].role == "mixture":
             found[row] = word_errors(text, heard)
     return found
 
@@ -214,7 +227,7 @@ def compare(
     add("accepted_share", Metric("> 1 dB, %", "%", 1, 1), share[1] - share[0], mixtures)
     for condition in ("enhanced", "enhanced_clean") if wanted.recognizer else ():
         counts = [counted_words(data, mixture, system, wanted, condition) for system in (first, second)]
-        rows = np.array(sorted({*mixtures} & counts[0].keys() & counts[1].keys()), int)
+        rows = np.array(sorted(counts[0].keys() & counts[1].keys()), int)
         words = np.mean([counts[0][row][1] for row in rows]) if len(rows) else 1.0
         more = np.array([100 * (counts[1][row][0] - counts[0][row][0]) / max(1.0, words) for row in rows])
         add(f"wer_{condition}", Metric(f"word errors ({condition}), %", "%", 1, -1), more, rows)

@@ -79,20 +79,29 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
             f"Speaker verification, EER: {100 * summary['verification_eer_before']:.2f} % on mixtures, "
             f"{100 * summary['verification_eer_after']:.2f} % on estimates, "
             f"{100 * summary['verification_eer_clean']:.2f} % on clean targets "
-            f"({summary['verification_trials']} trials)."
+            f"({summary['verification_trials']} trials; the estimates are of the voice that is there, judged "
+            "by the checkpoint's own embedder unless -e names another)."
+        )
+    if "claimed_eer_after" in summary:
+        lines.append(
+            "The same where the estimates are of the person who is claimed, present or absent: "
+            f"{100 * summary['claimed_eer_before']:.2f} % on mixtures, "
+            f"{100 * summary['claimed_eer_after']:.2f} % on estimates ({summary['claimed_trials']} trials)."
         )
     if len(summary.get("by_sex", ())) > 1:
         parts = [f"{pair} {v['mean']:+.2f} dB (n {v['n']})" for pair, v in summary["by_sex"].items()]
         lines.append(f"SI-SDR improvement by the sexes of target and other voice: {', '.join(parts)}.")
     if {"sdr_clean_mean", "si_sdr_clean_mean"} <= summary.keys():
         lines.append(
-            f"With the target alone as input the output has {summary['sdr_clean_mean']:.2f} dB SDR, "
-            f"{summary['si_sdr_clean_mean']:.2f} dB SI-SDR."
+            f"With the target alone as input the output has a median of {summary['sdr_clean_median']:.2f} dB "
+            f"SDR (mean {summary['sdr_clean_mean']:.2f}, of values up to 100), "
+            f"{summary['si_sdr_clean_median']:.2f} dB SI-SDR (mean {summary['si_sdr_clean_mean']:.2f})."
         )
     if summary["alone_n"] and "alone_si_sdr_mean" in summary:
         lines.append(
             f"{summary['alone_n']} examples hold the asked voice alone: "
-            f"SI-SDR {summary['alone_si_sdr_mean']:.2f} dB."
+            f"SI-SDR {summary['alone_si_sdr_median']:.2f} dB in the median "
+            f"(mean {summary['alone_si_sdr_mean']:.2f})."
         )
     if "absent_level_mean" in summary:
         lines.append(

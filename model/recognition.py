@@ -20,6 +20,8 @@ RATE = 16000
 NAMES = "pocketsphinx, whisper:MODEL, wav2vec2:BUNDLE, file:CSV"
 CONDITIONS = ("clean", "noisy", "enhanced", "enhanced_clean")
 """The target, the mixture, the estimate, and the estimate where the target is alone."""
+NO_REPEAT = 5
+"""So many tokens after each other are heard once in a segment by Whisper."""
 Recognizer = Callable[[np.ndarray], str]
 
 
@@ -80,6 +82,8 @@ def _pocketsphinx() -> Recognizer:
 
 
 def _whisper(model: str) -> Recognizer:
+    if "/" in model and model.startswith((".", "/", "~")) and not Path(model).is_dir():
+        raise UserError(f"recogniser whisper:{model}: no such folder")
     try:
         from faster_whisper import WhisperModel
     except ImportError as error:
@@ -91,7 +95,10 @@ def _whisper(model: str) -> Recognizer:
         raise UserError(f"recogniser whisper:{model}: cannot be loaded ({cause})") from error
 
     def hear(samples: np.ndarray) -> str:
+        # without sampling, so that it hears the same every time; it then may loop on unclear speech, and one
+        # loop would outweigh everything else that is heard
         options: dict[str, Any] = {"language": "en", "temperature": 0.0, "condition_on_previous_text": False}
+        options["no_repeat_ngram_size"] = NO_REPEAT
         return " ".join(segment.text for segment in loaded.transcribe(samples, **options)[0])
 
     return hear
@@ -125,11 +132,13 @@ def _wav2vec2(bundle_name: str) -> Recognizer:
 def read_hypotheses(path: Path) -> dict[tuple[int, str], str]:
     """A CSV of `index`, `condition` (one of CONDITIONS) and `text` -> what was heard. Raises UserError."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
         found = {(int(row["index"]), row["condition"]): row["text"] or "" for row in rows}
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(f"{path}: expected a CSV of index, condition and text ({error})") from error
+    if len(found) < len(rows) or not rows:
+        raise UserError(f"{path}: {len(rows)} rows name {len(found)} different indices and conditions")
     if strange := {condition for _, condition in found} - set(CONDITIONS):
         raise UserError(f"{path}: condition {sorted(strange)[0]!r}, expected one of {', '.join(CONDITIONS)}")
     return found

@@ -52,7 +52,7 @@ LISTENED = ("similarity", "similarity_other")
 SIGNAL_METRICS = tuple(name for name in METRICS if name not in LISTENED)
 OF_CLEAN = ("sdr", "si_sdr")
 """What is measured on the output for the target alone."""
-SCORES = 1
+SCORES = 2
 """Raised whenever a score is computed in another way, so that earlier rows are not gone on with."""
 
 

@@ -15,6 +15,7 @@ from datasets.recipe import Clip, Recipe
 from datasets.store import StoredSplit
 from model.separator import Separator
 from utils import distributed
+from utils.errors import UserError
 
 MIXTURE = "mixture"
 """The system that does nothing."""
@@ -62,20 +63,29 @@ class TestSet:
 class System:
     """What is scored under a `name`, in `folder`: a separator, or (None) the unprocessed mixture.
 
-    `identity`: what its scores depend on besides the row; others are not gone on with.
+    `identity`: what its scores depend on besides the row; others are not gone on with. `data`: the
+    fingerprint of the examples.
     """
 
     name: str
     folder: Path
     identity: str
+    data: str
     separator: Separator | None = None
     rows: dict[int, Row] = field(default_factory=dict)
 
     def read(self) -> None:
-        """Takes what earlier runs have left, of all ranks."""
+        """Takes what earlier runs have left, of all ranks; scores of other weights or of other code are
+        forgotten. Raises UserError where they are of other data, which would be lost."""
         for path in sorted(self.folder.glob("rows*.jsonl")):
             lines = path.read_text().splitlines()
-            if not lines or _parsed(lines[0]) != {"identity": self.identity}:
+            head = (_parsed(lines[0]) if lines else None) or {}
+            if head.get("data", self.data) != self.data:
+                raise UserError(
+                    f"{self.folder}: holds scores of other data ({head['data']}, not {self.data}); name "
+                    "another folder with -o, or remove it"
+                )
+            if head.get("identity") != self.identity:
                 if distributed.rank() == 0:
                     path.unlink(missing_ok=True)
                 continue
@@ -93,7 +103,8 @@ class System:
                 file.seek(-1, 2)
                 if file.read(1) != b"\n":
                     file.write(b"\n")  # after a crash in the middle of a line
-            lines = [json.dumps({"identity": self.identity})] if new else []
+            head = {"identity": self.identity, "data": self.data}
+            lines = [json.dumps(head)] if new else []
             for row, scores in found.items():
                 self.rows.setdefault(row, {}).update(scores)
                 lines.append(json.dumps({"row": row, "scores": scores}))

@@ -24,12 +24,19 @@ class Cost:
     bytes: float
 
     def describe(self) -> list[str]:
-        cpu, gpu = (self.operations / rate / 3600 for rate in (CPU_RATE, GPU_RATE))
+        cpu, gpu = (_duration(self.operations / rate) for rate in (CPU_RATE, GPU_RATE))
         return [
-            f"Training: about {self.operations:.1e} operations, {cpu:,.1f} hours of two CPU cores (at "
-            f"{CPU_RATE:.2g} a second, measured) or {gpu:,.2f} GPU hours (at {GPU_RATE:.2g}, assumed).",
+            f"Training: about {self.operations:.1e} operations, {cpu} of two CPU cores (at {CPU_RATE:.2g} a "
+            f"second, measured) or {gpu} of a GPU (at {GPU_RATE:.2g}, assumed), and half a minute a "
+            "command to start it.",
             f"Disk: about {self.bytes / 1e9:,.2f} GB.",
         ]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 3600:
+        return f"{max(1.0, seconds):,.0f} seconds" if seconds < 120 else f"{seconds / 60:,.0f} minutes"
+    return f"{seconds / 3600:,.1f} hours"
 
 
 def hours_and_bytes(runs: Sequence[tuple[Config, int]]) -> Cost:

@@ -93,6 +93,7 @@ def test_what_is_degenerate_has_a_documented_value() -> None:
     found = score_row(row_of(short, other[:1000], estimate=short + other[:1000]))["estimate"]
     assert all(np.isfinite(value) for value in found.values())
     assert pesq(short, short, 16000, "wb") == WORST_PESQ and stoi(short, short, 16000) == 0.0
+    assert stoi(short[:100], short[:100], 16000, extended=True) == 0.0
 
 
 def test_over_suppression_and_overlap_count_frames() -> None:
@@ -370,8 +371,25 @@ def test_what_has_no_effect_is_refused(run: Runner, trained: Path, store: Path, 
     assert code == 2 and "--split: has no effect with --tuples" in err
 
 
+def test_a_mask_turned_round_is_scored_against_the_rest(
+    run: Runner, trained: Path, corpus_folder: Path, tmp_path: Path
+) -> None:
+    tuples = tmp_path / "t.csv"
+    tuples.write_text(
+        "clean_utterance,embedding_utterance,interference_utterance\n100-7-0000,100-7-0001,101-7-0000\n"
+    )
+    given = [trained, "--tuples", tuples, "-d", corpus_folder, "--metrics", "si_sdr", "-p", 1]
+    before = []
+    for mask in ("org", "inv_sub", "inv_div"):
+        code, _, err = run(evaluate.main, *given, "-o", tmp_path / mask, "--mask", mask)
+        assert code == 0 and "WARNING" not in err
+        (folder,) = (tmp_path / mask).glob("m-best-*")
+        before.append(float(table(folder)[0]["si_sdr_before"]))
+    assert before[0] == pytest.approx(-before[1], abs=0.5) and before[1] == before[2]
+
+
 def test_voices_are_not_judged_where_everything_else_is_asked_for(
-    run: Runner, trained: Path, corpus_folder: Path, embedder_file: Path, tmp_path: Path
+    run: Runner, trained: Path, store: Path, corpus_folder: Path, embedder_file: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "reverse"
     assert generator.main(
@@ -383,6 +401,10 @@ def test_voices_are_not_judged_where_everything_else_is_asked_for(
         "--save_audio", "worst",
     )  # fmt: skip
     assert code == 0 and "SDR" in out
+    scores = (tmp_path / "m-best-test-inv_sub-1/rows-0.jsonl").read_bytes()
+    code, _, err = run(evaluate.main, trained, "--data", store, "-o", tmp_path, "--mask", "inv_sub", "-p", 1)
+    assert code == 2 and "holds scores of other data" in err
+    assert (tmp_path / "m-best-test-inv_sub-1/rows-0.jsonl").read_bytes() == scores
     assert "resembles" not in out and "Speaker verification" not in out and "sexes" not in out
     assert (tmp_path / "m-best-test-inv_sub-1/audio/worst/estimate.wav").exists()
 

@@ -32,7 +32,7 @@ def test_every_table_has_a_plan(run: Runner, tmp_path: Path, name: str, scale: s
     )
     assert code == 0, err
     table = TABLES[name]
-    assert not out.exists() and "GPU hours" in plan and "GB" in plan
+    assert not out.exists() and " of a GPU" in plan and "GB" in plan
     assert plan.count("python evaluate.py") == len(table.rows) * len(table.protocols) * max(
         1, len(table.seeds)
     )
@@ -68,10 +68,18 @@ def test_costs_are_those_of_the_sizes() -> None:
 
 
 def test_what_cannot_be_made_is_refused(run: Runner, tmp_path: Path) -> None:
+    heard = tmp_path / "heard.csv"
+    heard.write_text("index,condition,text\n0,noisy,one\n")
+    sounds = ["--noise", tmp_path, "--music", tmp_path]
     for arguments, words in (
         (["unconditioned", "-d", tmp_path], "name a folder of it with --noise"),
         (["reverse", "-d", tmp_path / "gone"], "gone: no such folder"),
         (["reverse", "-d", tmp_path, "network.lstm_dmi=3", "--dry-run"], "network.lstm_dmi"),
+        (["voicefilter", "-d", tmp_path, "--tuples", tmp_path / "t.csv", "--dry-run"], "no such tuple list"),
+        (["voicefilter", "-d", tmp_path, "--recognizer", "bogus", "--dry-run"], "recogniser 'bogus'"),
+        (["voicefilter", "-d", tmp_path, "--recognizer", f"file:{heard}", "--dry-run"], "of one system"),
+        (["voicefilter", "-d", tmp_path, "--device", "cuda:99", "--dry-run"], "cuda"),
+        (["unconditioned", "-d", tmp_path, *sounds, "--tuples", heard, "--dry-run"], "has none"),
     ):
         code, _, err = run(reproduce.main, *arguments)
         assert code == 2 and words in err
@@ -101,6 +109,7 @@ def test_a_table_is_made_and_goes_on_after_a_kill(embedder_file: Path, tmp_path:
     assert "[1/8]" not in again.stdout and f"[{finished + 1}/8]" in again.stdout
     table = (folder / "table.md").read_text()
     assert table.count("| trained to") == 3 and "4 mixtures of" in table and "nothing else" in table
+    assert f"Corpus {corpus}" in table and "have one utterance" not in table
     third = subprocess.run(given, timeout=100, **options)
     assert third.returncode == 0 and "[" not in third.stdout.splitlines()[0]
     assert table in third.stdout

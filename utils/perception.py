@@ -15,8 +15,8 @@ from utils.audio import resample
 PESQ_RATES = {"wb": 16000, "nb": 8000}
 WORST_PESQ = 1.0
 """Of a mean opinion score."""
-SHORTEST_PESQ = 0.25
-"""Seconds that PESQ wants."""
+SHORTEST_PESQ, SHORTEST_STOI = 0.25, 0.4
+"""Seconds that they want."""
 
 
 def missing_packages() -> dict[str, str]:
@@ -58,8 +58,11 @@ def stoi(estimate: np.ndarray, target: np.ndarray, rate: int, extended: bool = F
 
     if not (np.abs(estimate).max(initial=0) > 1e-6 and np.abs(target).max(initial=0) > 1e-6):
         return 0.0
+    if len(target) < SHORTEST_STOI * rate:
+        return 0.0
     with warnings.catch_warnings():
         # too few frames: the package warns and gives 1e-5
         warnings.simplefilter("ignore", RuntimeWarning)
+        np.random.seed(0)  # of the noise that it adds, 1e-16
         score = float(pystoi.stoi(target, estimate, rate, extended=extended))
     return score if np.isfinite(score) and score != 1e-5 else 0.0
