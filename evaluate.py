@@ -39,7 +39,7 @@ from model.test_set import MIXTURE, System, TestSet, Wanted, result_name
 from utils import distributed
 from utils.audio import write_audio
 from utils.checkpoint import load_checkpoint
-from utils.device import choose_device, large_pages
+from utils.device import choose_device, device_name, large_pages, used_precision
 from utils.errors import UserError
 from utils.files import fingerprint, require_writable, sha256_of, write_csv, write_json, write_text
 from utils.perception import missing_packages
@@ -95,7 +95,7 @@ def _evaluate(options: argparse.Namespace, wanted: Wanted, device: torch.device)
         check_words(data, wanted)
     Evaluation(data, [mixture, *systems], listener, wanted).run(options.processes or cores())
     if distributed.rank() == 0:
-        _report(options, wanted, data, mixture, systems, contents)
+        _report(options, wanted, data, mixture, systems, contents, _hears(listener))
     distributed.wait()
     return 0
 
@@ -107,12 +107,13 @@ def _report(
     mixture: System,
     systems: Sequence[System],
     contents: Mapping[str, dict[str, Any]],
+    judge: str,
 ) -> None:
     """Writes and prints tables and summaries, and what else was asked for."""
     summaries = []
     for system in systems:
         heard = contents[system.name].get("training_speakers")
-        summary, folder = describe_system(data, mixture, system, wanted, heard), system.folder
+        summary, folder = describe_system(data, mixture, system, wanted, heard, judge), system.folder
         write_csv(folder / "per_utterance.csv", *utterance_table(data, mixture, system, wanted))
         write_text(folder / "summary.md", markdown(summary) + "\n")
         write_json(folder / "summary.json", summary)
@@ -243,10 +244,10 @@ def _hears(listener: Embedder | None) -> str:
 
 
 def describe_system(
-    data: TestSet, mixture: System, system: System, wanted: Wanted, heard: list[str] | None
+    data: TestSet, mixture: System, system: System, wanted: Wanted, heard: list[str] | None, judge: str
 ) -> dict[str, Any]:
     """The summary of a system: its figures, and what they are of. `heard`: the speakers that it was trained
-    on, if its checkpoint says so."""
+    on, if its checkpoint says so; `judge`: the fingerprint of the embedder that judged the voices."""
     assert system.separator is not None
     mixtures = [recipe for recipe in data.recipes if recipe.role == "mixture"]
     speakers = {data.speaker(recipe.reference) for recipe in data.recipes}
@@ -263,7 +264,9 @@ def describe_system(
         "seconds": sum(recipe.seconds for recipe in data.recipes),
         "mask": system.separator.masking.use,
         "factor": system.separator.masking.factor,
-        "precision": system.separator.precision,
+        "precision": used_precision(system.separator.device, system.separator.precision),
+        "device": device_name(system.separator.device),
+        "judging_embedder": judge,
         "metrics": list(wanted.metrics),
         "heard_speakers": None if heard is None else len(heard_speakers(speakers, heard)),
         "same_utterance_speakers": len(same),

@@ -69,6 +69,14 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
     return nullcontext()
 
 
+def used_precision(device: torch.device, precision: str) -> str:
+    """`fp32`, `bf16` or `fp16`: what `autocast` makes of a precision there."""
+    context = autocast(device, precision)
+    if not isinstance(context, torch.autocast):
+        return "fp32"
+    return "bf16" if context.fast_dtype == torch.bfloat16 else "fp16"
+
+
 def keep_memory() -> None:
     """Lets glibc keep what tensors on the CPU have freed, for the next ones (other systems: nothing).
 

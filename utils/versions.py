@@ -9,7 +9,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "torchaudio", "numpy", "scipy", "librosa", "soundfile", "tensorboardX")
+PACKAGES = (
+    "torch", "torchaudio", "numpy", "scipy", "librosa", "soundfile", "tensorboardX", "pesq", "pystoi",
+    "jiwer", "faster-whisper", "pocketsphinx",
+)  # fmt: skip
 
 
 @lru_cache
