@@ -16,6 +16,7 @@ from datasets.mixture import read_clip
 from datasets.store import WAVEFORMS
 from model.evaluation_summary import sex_pair, sexes, values
 from model.evaluation_tables import markdown, side_by_side
+from model.row_scores import METRICS
 from model.separator import Separator
 from model.test_set import System, TestSet
 from utils.audio import flac_bytes, peak_level
@@ -29,13 +30,21 @@ LONGEST_ITEM = 15.0
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.5em } h2 { font-size: 1.2em; margin-top: 2em }
-table { border-collapse: collapse; margin: 1em 0 }
+table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto }
 th, td { border-bottom: 1px solid #ddd; padding: .25em .7em }
 td { font-variant-numeric: tabular-nums } th { text-align: left; background: #f5f5f5 }
 img { max-width: 100% } audio { width: 205px; height: 32px; vertical-align: middle }
 .item { border-top: 1px solid #ddd; padding: .6em 0 } .item p { margin: .3em 0 }
 label { display: inline-block; margin: 0 1em .3em 0 } small { color: #666 }
 """
+
+
+def _gains(
+    mixture: System, systems: Sequence[System], name: str, rows: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """By system how a metric of the rows [n] improves."""
+    before = values(mixture, name, rows)
+    return {system.name: values(system, name, rows) - before for system in systems}
 
 
 def write_page(
@@ -57,11 +66,14 @@ def write_page(
     if len(systems) > 1:
         parts.append(as_html(side_by_side(summaries, differences)))
     rows = [row for row, recipe in enumerate(data.recipes) if recipe.role == "mixture"]
-    before = values(mixture, "si_sdr", rows)
-    gains = {system.name: values(system, "si_sdr", rows) - before for system in systems}
+    gains = _gains(mixture, systems, "si_sdr", rows)
     if rows:
-        pairs = [sex_pair(data, row) for row in rows]
-        chart = gain_figure(before, gains, values(mixture, "voices", rows), pairs)
+        pairs, name = [sex_pair(data, row) for row in rows], "sdr"
+        if not np.isfinite(values(mixture, name, rows)).all():  # which was not asked for
+            name = "si_sdr"
+        shown, metric = _gains(mixture, systems, name, rows), METRICS[name]
+        voices, unit = values(mixture, "voices", rows), f"{metric.label}, {metric.unit}"
+        chart = gain_figure(values(mixture, name, rows), shown, voices, pairs, unit)
         parts.append(f"<h2>Improvement</h2>{_picture(chart, 'distribution and scatter of the improvement')}")
     for system, summary in zip(systems, summaries, strict=True):
         parts.append(f"<h2>{html.escape(system.name)}</h2>{as_html(markdown(summary))}")

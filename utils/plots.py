@@ -184,7 +184,7 @@ def gain_figure(
     gains: Mapping[str, np.ndarray],
     similarity: np.ndarray,
     pairs: Sequence[str],
-    unit: str = "SI-SDR, dB",
+    unit: str,
 ) -> np.ndarray:
     """How scores [n] by system improve: their distribution, against the mixture's score [n], against the
     similarity [n] of the two voices (NaN: unknown), and by `pairs` [n], the sexes of target and other voice
@@ -229,8 +229,10 @@ def gain_figure(
     for axis, x, y in labels:
         axis.set_xlabel(x)
         axis.set_ylabel(y)
+    if not np.isfinite(similarity).any():
+        third.text(0.5, 0.5, "was not measured", transform=third.transAxes, ha="center")
     if len(gains) > 1:
-        first.legend(fontsize=7)
+        figure.legend(*first.get_legend_handles_labels(), fontsize=7, loc="outside lower center", ncols=2)
     return _image(figure)
 
 
