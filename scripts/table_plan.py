@@ -221,7 +221,7 @@ class Plan:
             for row, summaries in found:
                 ours = [self._cell(summaries, column) for column in shown]
                 lines.append(line(row.label, ours, [row.published.get(c, "") for c in shown]))
-            lines += self._caveats(found, shown)
+            lines += self._caveats(found, shown, papers)
         commits = {str(s["versions"]["commit"])[:12] for _, summaries in found for s in summaries}
         heard = ", ".join(self.options.corpus)
         subsets = self.options.test_subsets
@@ -236,9 +236,9 @@ class Plan:
         return "\n".join(lines) + "\n"
 
     def _caveats(
-        self, found: Sequence[tuple[TableRow, list[dict[str, Any]]]], shown: Sequence[str]
+        self, found: Sequence[tuple[TableRow, list[dict[str, Any]]]], shown: Sequence[str], papers: bool
     ) -> list[str]:
-        """What a reader of the table should know of its figures."""
+        """What a reader should know of the figures; `papers`: published ones stand beside them."""
         lines = []
         for row, summaries in found:
             for summary in summaries:
@@ -261,7 +261,7 @@ class Plan:
                 "No word error rates: none of the mixtures is of a whole utterance with a transcript; "
                 "--test_subsets names people who have some."
             )
-        if not self.options.tuples and any(row.published for row, _ in found):
+        if papers and not self.options.tuples:
             lines.append(
                 "Published figures are of the paper's own test mixtures, ours of others: not to be compared."
             )
