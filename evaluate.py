@@ -221,6 +221,7 @@ def warn_of_task(data: TestSet, options: argparse.Namespace, separators: Mapping
 
 
 def mixture_system(data: TestSet, out: Path, listener: Embedder | None) -> System:
+    """The unprocessed mixture, as judged by the embedder `listener`, if there is one."""
     folder = out / f"mixture-{data.name}"
     of = data.split.fingerprint
     return System(MIXTURE, folder, fingerprint([SCORES, of, _hears(listener)]), of)

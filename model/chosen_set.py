@@ -24,6 +24,7 @@ def removes_voice(separator: Separator, mask: str) -> bool:
 
 
 def stored_set(store: Store, name: str) -> TestSet:
+    """The split of that name. Raises UserError where the store has none, or an incomplete one."""
     data, rate = store.settings["data"], store.settings["audio"]["sample_rate"]
     listed = store.settings["lists"].get(name, "")
     protocol = "list of recipes" if listed.startswith("recipes") else describe_protocol(data)

@@ -76,6 +76,7 @@ def values(system: System, name: str, rows: Sequence[int] | np.ndarray) -> np.nd
 
 
 def middle(name: str, numbers: np.ndarray) -> dict[str, float]:
+    """Mean and median of numbers [n]."""
     return {f"{name}_mean": float(numbers.mean()), f"{name}_median": float(np.median(numbers))}
 
 
