@@ -38,6 +38,7 @@ from model.separator import Separator, checkpoint_of
 from model.test_set import MIXTURE, System, TestSet, Wanted, result_name
 from utils import distributed
 from utils.audio import write_audio
+from utils.batch_norm import fold_batch_norms
 from utils.checkpoint import load_checkpoint
 from utils.device import choose_device, device_name, large_pages, used_precision
 from utils.errors import UserError
@@ -64,6 +65,7 @@ def _evaluate(options: argparse.Namespace, wanted: Wanted, device: torch.device)
         path: Separator.from_content(content, path).eval().to(device) for path, content in contents.items()
     }
     for separator in separators.values():
+        fold_batch_norms(separator.network)
         separator.masking = chosen_masking(separator.masking, options)
         separator.precision = options.precision or separator.precision
     rates = {separator.sample_rate for separator in separators.values()}

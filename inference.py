@@ -37,6 +37,7 @@ from model.separator import Separator
 from model.work import Voices, Work, describe
 from utils.audio import AUDIO_SUFFIXES, audio_info, read_mono
 from utils.audio_stream import Spool, standard_bytes, standard_output
+from utils.batch_norm import fold_batch_norms
 from utils.device import choose_device, large_pages
 from utils.errors import UserError
 from utils.files import require_writable, sha256_of, write_json
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stack.enter_context(redirect_stdout(sys.stderr))
         path = chosen_checkpoint(options)
         separator = load_separator(path, options).to(choose_device(options.device))
+        fold_batch_norms(separator.network)
         separator.masking = chosen_masking(separator.masking, options)
         separator.precision = options.precision or separator.precision
         voices, references = Voices(separator, path), tuple(map(spool, options.reference_file))

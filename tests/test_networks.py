@@ -22,6 +22,7 @@ from model.spectral import Spectral, from_db, to_db
 from model.streaming import StreamingSeparator
 from model.unet import UNet
 from model.voicefilter import LAYERS, PartialConv2d, VoiceFilter
+from utils.batch_norm import fold_batch_norms
 from utils.errors import UserError
 
 BINS, DIM, FRAMES = 33, 19, 11  # a dimension that no layer has
@@ -671,3 +672,33 @@ def test_an_lstm_in_steps_is_the_lstm(layers: int) -> None:
         second, state = lstm_in_steps(lstm, x[:, 4:], state)
     torch.testing.assert_close(torch.cat([first, second], dim=1), whole, atol=1e-6, rtol=0)
     torch.testing.assert_close(state, left, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_folded_batch_norms_leave_the_mask(name: str) -> None:
+    torch.manual_seed(0)
+    kind, options = KINDS[name]
+    network = kind(BINS, DIM, **options)
+    with pytest.raises(ValueError, match="training"):
+        fold_batch_norms(network)
+    network.eval()
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            for values, low in (
+                (norm.weight, 0.5),
+                (norm.bias, -1.0),
+                (norm.running_mean, -1.0),
+                (norm.running_var, 0.5),
+            ):
+                values.data.uniform_(low, 2.0)
+    mixture, embedding = torch.rand(2, FRAMES, BINS), torch.randn(2, DIM)
+    with torch.inference_mode():
+        before = network(mixture, embedding)
+        fold_batch_norms(network)
+        torch.testing.assert_close(network(mixture, embedding), before, atol=1e-5, rtol=0)
+    left = [norm for norm in network.modules() if isinstance(norm, nn.BatchNorm2d)]
+    folds = name.startswith("voicefilter") and "partial" not in name
+    assert not left or not folds
+    convolutions = [part for part in network.modules() if type(part) is nn.Conv2d and part.in_channels > 1]
+    if folds:
+        assert all(c.weight.is_contiguous(memory_format=torch.channels_last) for c in convolutions)

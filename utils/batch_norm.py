@@ -1,12 +1,15 @@
-"""Batch norm over the batches of all ranks on any device; torch's own (SyncBatchNorm) needs CUDA."""
+"""Batch norm over the batches of all ranks on any device, where torch's own (SyncBatchNorm) needs CUDA; and
+none of it, where weights are only run."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 class SharedBatchNorm(_BatchNorm):
@@ -128,3 +131,19 @@ class _Normalize(torch.autograd.Function):
             return found, None, None, None, None, None, None
         # their own share alone: gradients of parameters are added up by DistributedDataParallel
         return found, own_weight.to(weight.dtype), own_bias.to(weight.dtype), None, None, None, None
+
+
+def fold_batch_norms(module: nn.Module) -> None:
+    """Puts batch norms behind convolutions of a sequence into the convolutions' weights, for inference.
+
+    The same function but for rounding, without a pass over memory for each. Weights and their names change,
+    so it is for modules that are only run. Raises ValueError in training mode.
+    """
+    if module.training:
+        raise ValueError("batch norms follow their batches in training: call eval() first")
+    for part in list(module.modules()):
+        if not isinstance(part, nn.Sequential):
+            continue
+        for i, (first, second) in enumerate(pairwise(part)):
+            if type(first) is nn.Conv2d and isinstance(second, nn.BatchNorm2d):
+                part[i], part[i + 1] = fuse_conv_bn_eval(first, second), nn.Identity()
