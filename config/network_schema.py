@@ -60,7 +60,8 @@ class FilmBlstmNetwork(MaskNetworkOptions):
     """A linear front layer and bidirectional LSTMs, the embedding entering by FiLM.
 
     `stack` neighbouring frames share a step. The mixture's level is that of the `level_frames` (odd) around
-    each frame, so that a piece looks as it does within the whole; 0: of all.
+    each frame, so that a piece looks as it does within the whole; 0: of all. `residual_layers` more LSTMs
+    begin as identities: `--checkpoint_path` may name a network with fewer of them.
     """
 
     kind: Literal["film_blstm"] = "film_blstm"
@@ -68,6 +69,7 @@ class FilmBlstmNetwork(MaskNetworkOptions):
     front_dim: int = Field(256, ge=1)
     lstm_dim: int = Field(256, ge=1)
     lstm_layers: int = Field(2, ge=1)
+    residual_layers: int = Field(0, ge=0)
     stack: int = Field(1, ge=1)
     level_frames: Around = 0
 

@@ -17,7 +17,8 @@ class FilmBlstm(MaskNetwork):
     all), on the network's scale, normalised per bin; `stack` neighbouring frames share one step of the
     LSTMs. After the first LSTM every feature is scaled and shifted by what the embedding says. Level
     normalisation and layer norms are what make it listen to the reference within minutes
-    (docs/experiments.md). `options` are those of MaskNetwork.
+    (docs/experiments.md). Behind the LSTMs come `residual_layers` that begin as identities, so that a
+    network without them can be trained on with them. `options` are those of MaskNetwork.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class FilmBlstm(MaskNetwork):
         front_dim: int = 256,
         lstm_dim: int = 256,
         lstm_layers: int = 2,
+        residual_layers: int = 0,
         stack: int = 1,
         level_frames: int = 0,
         **options: Any,
@@ -42,7 +44,12 @@ class FilmBlstm(MaskNetwork):
         )
         self.norms = nn.ModuleList(nn.LayerNorm(2 * lstm_dim) for _ in range(lstm_layers))
         self.film = nn.Linear(embedding_dim, 4 * lstm_dim) if embedding_dim else None
+        self.residuals = nn.ModuleList(ResidualLayer(lstm_dim, embedding_dim) for _ in range(residual_layers))
         self.out = nn.Linear(2 * lstm_dim, width * stack)
+
+    @property
+    def identities(self) -> tuple[str, ...]:
+        return ("residuals.",)
 
     @property
     def frame_multiple(self) -> int:
@@ -59,8 +66,34 @@ class FilmBlstm(MaskNetwork):
         x = torch.relu(self.front(x))
         for i, (lstm, norm) in enumerate(zip(self.lstms, self.norms, strict=True)):
             x = norm(lstm(x)[0])  # [B, T/stack, 2H]
-            if i == 0 and self.film is not None and embedding is not None:
-                scale, shift = self.film(embedding * EMBEDDING_SCALE)[:, None].chunk(2, dim=-1)
-                x = x * (1 + scale) + shift
+            x = modulated(x, self.film, embedding) if i == 0 else x
+        for residual in self.residuals:
+            x = residual(x, embedding)
         x = self.out(x).reshape(batch, -1, self.planes * self.bins)[:, :frames]  # [B, T, P*F]
         return self.to_mask(self.split_planes(x))
+
+
+class ResidualLayer(nn.Module):
+    """x + norm(LSTM(FiLM(x))), a bidirectional LSTM over [B, T, 2H]; untrained it is the identity."""
+
+    def __init__(self, lstm_dim: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.film = nn.Linear(embedding_dim, 4 * lstm_dim) if embedding_dim else None
+        self.lstm = nn.LSTM(2 * lstm_dim, lstm_dim, batch_first=True, bidirectional=True)
+        self.norm = nn.LayerNorm(2 * lstm_dim)
+        nn.init.zeros_(self.norm.weight)
+        if self.film is not None:
+            nn.init.zeros_(self.film.weight)
+            nn.init.zeros_(self.film.bias)
+
+    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        """Features [B, T, 2H] and embedding [B, D] -> [B, T, 2H]"""
+        return x + self.norm(self.lstm(modulated(x, self.film, embedding))[0])
+
+
+def modulated(x: Tensor, film: nn.Linear | None, embedding: Tensor | None) -> Tensor:
+    """Features [B, T, W], each scaled and shifted by what the embedding [B, D] says (None: as they are)."""
+    if film is None or embedding is None:
+        return x
+    scale, shift = film(embedding * EMBEDDING_SCALE)[:, None].chunk(2, dim=-1)
+    return x * (1 + scale) + shift

@@ -53,6 +53,12 @@ class MaskNetwork(nn.Module, ABC):
         """So many frames are computed as one: pieces of a mixture should begin at a multiple of it."""
         return 1
 
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """How the names of weights begin that, untrained, change nothing: a training may start from a
+        checkpoint without them."""
+        return ()
+
     @abstractmethod
     def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
         """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)] in float32."""

@@ -102,7 +102,12 @@ class SeparatorTask(Task):
     def start_from(self, content: dict[str, Any], where: str) -> None:
         other = Separator.from_content(content, where)
         try:
-            self.separator.network.load_state_dict(other.network.state_dict())
+            network = self.separator.network
+            names = network.identities
+            untrained = {
+                name: value for name, value in network.state_dict().items() if name.startswith(names)
+            }
+            network.load_state_dict({**untrained, **other.network.state_dict()})
         except RuntimeError as error:
             raise UserError(
                 f"{where}: its network ({other.config.network}) is not ({self.config.network})"

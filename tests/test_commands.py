@@ -115,6 +115,14 @@ def test_training_starts_from_another_run_s_weights(
     other = train_arguments(tmp_path / "x", store, embedder_file, "network.lstm_dim=8")
     code, _, err = run(trainer.main, *other, "--checkpoint_path", trained)
     assert code == 2 and "its network" in err
+    more = train_arguments(
+        tmp_path / "more", store, embedder_file, "train.steps=1", "network.residual_layers=1"
+    )
+    code, out, _ = run(trainer.main, *more, "--checkpoint_path", trained)
+    assert code == 0 and "network.residual_layers: 0 -> 1" in out
+    grown = load_checkpoint(tmp_path / "more/chkpt/m/last.pt")["network"]
+    torch.testing.assert_close(grown["out.weight"], theirs["out.weight"], atol=0.01, rtol=0)
+    assert any(name.startswith("residuals.0.lstm") for name in grown)
     other = train_arguments(tmp_path / "y", store, embedder_file, "train.steps=1", "network.exponent=0.5")
     code, out, _ = run(trainer.main, *other, "--checkpoint_path", trained)
     assert code == 0 and "its weights were learnt with other settings" in out

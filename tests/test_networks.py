@@ -34,6 +34,7 @@ KINDS: dict[str, tuple[type[MaskNetwork], dict[str, Any]]] = {
     "voicefilter partial": (VoiceFilter, {**SMALL_FILTER, "partial_convolution": True}),
     "film_blstm": (FilmBlstm, {"front_dim": 8, "lstm_dim": 8}),
     "film_blstm stacked": (FilmBlstm, {"front_dim": 8, "lstm_dim": 8, "stack": 2, "level_frames": 5}),
+    "film_blstm residual": (FilmBlstm, {"front_dim": 8, "lstm_dim": 8, "residual_layers": 2}),
     "band_split": (BandSplit, {"dim": 6, "lstm_dim": 5, "blocks": 2, "level_frames": 3}),
     "unet": (UNet, {"channels": (4, 5, 6)}),
     "unet every second bin": (UNet, {"channels": (4, 5, 6), "bin_step": 2}),
@@ -53,7 +54,11 @@ EVERY = [
 def network_of(kind: str, mask: str = "sigmoid", scale: str = "linear", dim: int = DIM) -> MaskNetwork:
     torch.manual_seed(0)
     cls, options = KINDS[kind]
-    return cls(BINS, dim, mask=mask, input=scale, **options)
+    network = cls(BINS, dim, mask=mask, input=scale, **options)
+    for name, parameter in network.named_parameters():
+        if name.startswith(network.identities):
+            nn.init.normal_(parameter, std=0.3)  # as training leaves it
+    return network
 
 
 def mixture_of(network: MaskNetwork, batch: int = 3, frames: int = FRAMES) -> Tensor:
@@ -702,3 +707,13 @@ def test_folded_batch_norms_leave_the_mask(name: str) -> None:
     convolutions = [part for part in network.modules() if type(part) is nn.Conv2d and part.in_channels > 1]
     if folds:
         assert all(c.weight.is_contiguous(memory_format=torch.channels_last) for c in convolutions)
+
+
+def test_residual_layers_begin_as_identities() -> None:
+    torch.manual_seed(0)
+    few = FilmBlstm(BINS, DIM, front_dim=8, lstm_dim=8).eval()
+    more = FilmBlstm(BINS, DIM, front_dim=8, lstm_dim=8, residual_layers=2).eval()
+    missing, unexpected = more.load_state_dict(few.state_dict(), strict=False)
+    assert missing and all(name.startswith(more.identities) for name in missing) and not unexpected
+    mixture, embedding = torch.rand(2, FRAMES, BINS), torch.randn(2, DIM)
+    torch.testing.assert_close(more(mixture, embedding), few(mixture, embedding))
