@@ -34,7 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("-b", "--base_dir", default=".", help="folder that holds chkpt/ and logs/")
     add("-d", "--corpus", action="append", metavar="DIR", help="corpus that an embedder learns from")
     add("-e", "--embedder", help="`resemblyzer` or an embedder file (default: from the YAML)")
-    add("--checkpoint_path", metavar="CKPT", help="start a new run from these weights")
+    add(
+        "--checkpoint_path",
+        metavar="CKPT",
+        help="start a new run from these weights: a file, a run, or compact",
+    )
     add("--allow_changes", action="store_true", help="resume with a changed configuration")
     add("--device", default="auto", help="auto, cpu or cuda[:N]")
     options = parse_arguments(parser, arguments)

@@ -112,6 +112,6 @@ def replace_embedder(separator: Separator, embedder: Embedder, path: Path, name:
         return
     if embedder.dim != separator.embedder.dim:
         raise UserError(f"{name}: gives {embedder.dim} values, {separator.embedder.dim} are needed")
-    if embedder.fingerprint() != separator.embedder.fingerprint():
+    if not embedder.equals(separator.embedder):
         print(f"WARNING: {name} is not the embedder that {path} was trained with", file=sys.stderr)
     separator.embedder = embedder

@@ -115,6 +115,13 @@ class Embedder(nn.Module, ABC):
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def equals(self, other: Embedder) -> bool:
+        """Whether both make the same of an utterance, but for weights that were kept in 16 bits."""
+        own, others = self.state_dict(), other.state_dict()
+        return self.options == other.options and all(
+            torch.equal(value.half().cpu(), others[name].half().cpu()) for name, value in own.items()
+        )
+
     def content(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
         return {

@@ -116,7 +116,7 @@ class SeparatorTask(Task):
         if changes := differences(there, here):
             print(f"NOTE: {where}: its weights were learnt with other settings: {'; '.join(changes)}")
         own, learnt = self.separator.embedder, other.embedder
-        if own is None or learnt is None or own.fingerprint() == learnt.fingerprint():
+        if own is None or learnt is None or own.equals(learnt):
             return
         if not self.objective.embedder_learns:
             print(f"WARNING: {where}: has learnt to listen to another embedder than {self.config.embedder}")

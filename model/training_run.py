@@ -18,6 +18,7 @@ from model.failure import FailedStep
 from model.learner import Learner
 from model.patience import can_choose, describe_figure, figure_score
 from model.run_folder import RunFolder
+from model.separator import checkpoint_of
 from model.task import Outcome, Task
 from utils import distributed
 from utils.checkpoint import load_checkpoint
@@ -57,12 +58,14 @@ class Run:
     # -------------------------------------------------------- state
 
     def load(self, initial: str | None, allow_changes: bool) -> None:
-        """Resumes from `last.pt` if the run has one, else starts from the weights of `initial` if given."""
+        """Resumes from `last.pt` if the run has one, else starts from the weights of `initial` (a file, or
+        the name of a run or of weights in the box) if given."""
         found = self.folder.read_last()
         if found is None:
             if initial:
-                content = load_checkpoint(initial)
-                self.task.start_from(content, initial)
+                path = checkpoint_of(initial)
+                content = load_checkpoint(path)
+                self.task.start_from(content, str(path))
                 self.task.speakers |= set(content.get("training_speakers", ()))
                 self.learner.averages.restart()
             return
