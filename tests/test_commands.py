@@ -115,6 +115,8 @@ def test_training_starts_from_another_run_s_weights(
     other = train_arguments(tmp_path / "x", store, embedder_file, "network.lstm_dim=8")
     code, _, err = run(trainer.main, *other, "--checkpoint_path", trained)
     assert code == 2 and "its network" in err
+    code, _, err = run(trainer.main, *other, "--checkpoint_path", "compact")
+    assert code == 2 and "weights/compact.safetensors: its network" in err
     more = train_arguments(
         tmp_path / "more", store, embedder_file, "train.steps=1", "network.residual_layers=1"
     )

@@ -409,3 +409,11 @@ def test_clipping_is_told_from_loud_tones_and_silence() -> None:
     tone = np.sin(2 * np.pi * 60 * time, dtype=np.float32)[None]
     assert clipped_share(tone) == clipped_share(np.zeros((2, 100))) == clipped_share(tone[:, :2]) == 0
     assert clipped_share(np.clip(tone, -0.5, 0.5)) == pytest.approx(2 / 3, abs=0.01)
+
+
+def test_an_embedder_kept_in_16_bits_is_the_same(embedder_file: Path) -> None:
+    one, other, changed = (load_embedder(str(embedder_file)) for _ in range(3))
+    other.load_state_dict({name: value.half().float() for name, value in one.state_dict().items()})
+    assert one.equals(other) and other.equals(one) and one.fingerprint() != other.fingerprint()
+    changed.load_state_dict({name: 1.01 * value for name, value in one.state_dict().items()})
+    assert not one.equals(changed)
