@@ -15,7 +15,7 @@ from typing import Any
 
 from config.load import argument_parser, parse_arguments, run_script
 from config.schema import Store
-from model.foreign import load_embedder
+from model.foreign import CONTAINERS, load_embedder
 from model.foreign_separators import is_foreign, read_foreign
 from model.foreign_settings import settings_file
 from model.onnx_network import OnnxGraph
@@ -100,12 +100,21 @@ def convert_embedder(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     given = (("-e", options.embedder_path), ("-c", options.config), ("--activation", options.activation))
     for name, value in given:
         if value:
-            raise UserError(f"{path}: is no separator of another project, {name} {value} belongs to one")
+            raise UserError(
+                f"{path}: no separator that is known, which {name} {value} belongs to{keys_of(path)}"
+            )
     embedder = load_embedder(str(path))
     shown = ", ".join(f"{key} {value}" for key, value in embedder.options.items())
     count = sum(parameter.numel() for parameter in embedder.parameters())
     print(f"{path}: an embedder ({count:,} parameters, {shown})")
     return {"embedder": embedder.content()}
+
+
+def keys_of(path: Path) -> str:
+    """What stands in a file that was not recognised."""
+    content = {} if path.suffix.lower() == ".onnx" else load_checkpoint(path)
+    parts = next((content[name] for name in CONTAINERS if isinstance(content.get(name), dict)), content)
+    return f" (it holds {', '.join(sorted(map(str, parts))[:6])})" if parts else ""
 
 
 if __name__ == "__main__":

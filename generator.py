@@ -39,6 +39,7 @@ from datasets.store import (
 from datasets.tables import describe_changes, read_utterances, write_utterances
 from model.features import is_readable, reference_embeddings, stored_features
 from model.foreign import load_embedder
+from model.separator_task import require_trainable
 from utils import distributed
 from utils.errors import UserError
 from utils.files import locked, remove_leftovers, sha256_of, write_csv
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"-p {options.processes}: expected at least one process")
     rank, ranks = place_of(options.rank, options.ranks)
     config = load_config(options.config, [*options.overrides, *as_overrides(options)])
+    require_trainable(config)
     if not config.data.corpus:
         raise UserError("no corpus: name a folder of speech with -d or data.corpus")
     lists = named_lists(options)
@@ -64,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_sounds(config.data, drawn, config.data.reverberation)
         except ValueError as error:
             raise UserError(f"{error}; name one there, or with --noise, --music or --rirs") from error
+        for name in drawn:
+            for place in getattr(config.data, name):
+                if not Path(place).exists() and not Path(place.partition(":")[2] or place).exists():
+                    raise UserError(f"{place}: no such folder of {name} (data.{name}, --{name})")
     wanted = config.network.embedding == "reference" and not options.no_embeddings
     embedder = load_embedder(options.embedder or config.embedder) if wanted else None
     folder = Path(options.out or config.store.folder)

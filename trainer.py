@@ -21,6 +21,7 @@ from config.schema import Config
 from model.build_task import build_task, with_sources
 from model.failure import too_large
 from model.seeds import report_seeds
+from model.separator import RUNS, checkpoint_of
 from model.training_run import Run
 from utils import distributed
 from utils.device import choose_device, is_out_of_memory, keep_memory
@@ -63,7 +64,10 @@ def train_once(
         task = build_task(config, device)
     run = Run(task, Path(options.base_dir), name, device)
     with run.folder.locked():
-        run.load(options.checkpoint_path, options.allow_changes)
+        start = options.checkpoint_path
+        if start:
+            start = str(checkpoint_of(start, Path(options.base_dir) / RUNS))
+        run.load(start, options.allow_changes)
         try:
             return run.train()
         except RuntimeError as error:

@@ -172,15 +172,18 @@ class StoredSplit:
     def _read_shards(self, shard_size: int) -> tuple[list[dict[str, Any]], list[Path]]:
         sizes = shard_sizes(len(self.recipes), shard_size)
         shards = [self.folder / shard_name(number) for number in range(len(sizes))]
-        found = [
-            content
-            for shard, size in zip(shards, sizes, strict=True)
-            if (content := read_shard(shard, self.fingerprint, size))
+        contents = [
+            read_shard(shard, self.fingerprint, size) for shard, size in zip(shards, sizes, strict=True)
         ]
+        found = [content for content in contents if content]
         if len(found) < len(shards):
             count = sum(content["examples"] for content in found)
+            broken = [
+                s.name for s, content in zip(shards, contents, strict=True) if not content and s.exists()
+            ]
+            damaged = f" ({', '.join(broken[:8])}: damaged, or of other recipes)" if broken else ""
             raise UserError(
-                f"{self.folder}: {count} of {len(self.recipes)} examples are rendered; "
+                f"{self.folder}{damaged}: {count} of {len(self.recipes)} examples are rendered; "
                 "run generator.py again to complete the store"
             )
         return found, shards

@@ -99,7 +99,7 @@ def settings_of_config(path: Path, options: argparse.Namespace) -> Settings | No
     settings = settings_file(options.config)
     if settings is None:
         load_config(options.config, options.overrides)
-        print(f"NOTE: {path} is another project's: its own settings hold, {options.config} is not used")
+        print(f"NOTE: {path} is another project's: {options.config}, which is ours, is not used")
     elif options.overrides:
         raise UserError(f"{options.overrides[0]}: {options.config} is another project's, without overrides")
     return settings

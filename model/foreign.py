@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from datasets.download import fetch
@@ -57,19 +59,42 @@ def load_embedder(name: str) -> Embedder:
 
 CONTAINERS = ("model", "state_dict", "model_state_dict")
 """Where the weights of a separator's file are, if they are not the file."""
+WRAPPERS = re.compile(r"^(?:(?:module|model)\.)+")
 MARKS = {"conv.0.weight", "conv.1.weight", "lstm.weight_ih_l0", "fc1.weight", "fc2.weight"}
 """Keys of which some are in every separator's layout, and which embedders (but for the LSTM's) lack."""
 
 
 def separator_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights of another project's separator without `module.`, or nothing."""
+    """The weights of another project's separator without what wraps their names, or nothing."""
     for candidate in (*(content.get(name) for name in CONTAINERS), content):
-        if not isinstance(candidate, Mapping):
-            continue
-        state = {str(k).removeprefix("module."): v for k, v in candidate.items() if isinstance(v, Tensor)}
+        state = unwrapped(candidate)
         if len(MARKS & state.keys()) > 1:
             return state
     return {}
+
+
+def unwrapped(candidate: object) -> dict[str, Tensor]:
+    """The tensors of a dict, their names without `module.` and `model.` in front."""
+    items = candidate.items() if isinstance(candidate, Mapping) else ()
+    return {WRAPPERS.sub("", str(name)): value for name, value in items if isinstance(value, Tensor)}
+
+
+def require_weights(state: Mapping[str, Tensor], where: str) -> None:
+    """Raises UserError for tensors that are no weights: complex or whole numbers, NaN, infinity, sparse ones,
+    and ones without, or of fewer, values than they say."""
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise UserError(f"{where}: {name} is no dense tensor ({tensor.layout}, {tensor.dtype})")
+        if not tensor.numel():
+            raise UserError(f"{where}: {name} holds no values")
+        if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+            raise UserError(f"{where}: {name} {tuple(tensor.shape)} holds fewer values than it says")
+        if not (tensor.is_floating_point() or name.endswith("num_batches_tracked")):
+            raise UserError(
+                f"{where}: {name} holds {str(tensor.dtype).removeprefix('torch.')} numbers, no weights"
+            )
+        if not tensor.isfinite().all():
+            raise UserError(f"{where}: {name} holds NaN or infinity")
 
 
 def build_embedder(options: dict[str, Any]) -> Embedder:
@@ -92,9 +117,8 @@ def embedder_from_content(content: dict[str, Any], where: str) -> Embedder:
         return _own(content["embedder"], where)
     if separator_weights(content):
         raise UserError(f"{where}: is a separator without its embedder, where an embedder is wanted")
-    state = content.get("model_state", content)
-    tensors = state.items() if isinstance(state, dict) else ()
-    state = {str(key).removeprefix("module."): value for key, value in tensors if isinstance(value, Tensor)}
+    candidates = (content.get(name) for name in ("model_state", *CONTAINERS))
+    state = next(filter(None, map(unwrapped, candidates)), unwrapped(content))
     # where only the LSTM is left of a file, its width tells the families apart
     family = max(FAMILIES, key=lambda f: (len(f.names.keys() & state.keys()), f.hidden == _hidden(f, state)))
     if not family.names.keys() & state.keys():
@@ -102,6 +126,7 @@ def embedder_from_content(content: dict[str, Any], where: str) -> Embedder:
         known = "; ".join(f"{f.name}: {f.lstm}*, {f.linear}*" for f in FAMILIES)
         raise UserError(f"{where}: no known embedder: expected the keys of one of {known}; found {found}")
     state = {key: value for key, value in state.items() if key not in family.ignored}
+    require_weights(state, where)
     embedder: Embedder = DVector(**{**family.options, **_sizes(family, state)})
     embedder.heard_others = True
     _check_complete(embedder, family.names, state, f"{where} ({family.name})")

@@ -19,7 +19,15 @@ from config.load import check_config
 from config.schema import Config
 from model.dvector import DVector
 from model.embedder import Embedder
-from model.foreign import CONTAINERS, MARKS, MINDSLAB, build_embedder, mismatches, separator_weights
+from model.foreign import (
+    CONTAINERS,
+    MARKS,
+    MINDSLAB,
+    build_embedder,
+    mismatches,
+    require_weights,
+    separator_weights,
+)
 from model.foreign_settings import Settings, settings_of
 from model.onnx_network import OnnxEmbedder, OnnxGraph, OnnxMask, describe_inputs
 from model.separator import FORMAT, Separator
@@ -106,11 +114,16 @@ class Foreign:
             counted = (v for k, v in self.state.items() if not k.endswith(NOT_LEARNT))
             size = f"{sum(v.numel() for v in counted):,} parameters"
         details = [size, *(f"{k} {v}" for k, v in options.items()), f"embedding of {self.embedding_dim}"]
-        windows = self.settings.windows if embedder is None or _is_published(embedder) else None
+        if options.get("lstm") == "none":
+            del options["lstm_dim"]
+        fits = self.embedding_dim and (embedder is None or _is_published(embedder))
+        windows = self.settings.windows if fits else None
         frames = f", embedder windows of {windows[0]} frames every {windows[1]}" if windows else ""
         notes = []
         if self.assumed:
             notes.append(f"{self.where} does not say, assumed: {', '.join(self.assumed)}")
+        if embedder is not None and not self.embedding_dim:
+            notes.append(f"{self.where} works without a reference: the embedder is not used")
         unusual = embedder is not None and self.embedding_dim and not _is_published(embedder)
         if unusual and self.family != VOICESPLIT:
             notes.append(
@@ -176,10 +189,7 @@ def foreign_from_content(
     if activation and own and own.activation and activation != own.activation:
         raise UserError(f"{own.source}: says {own.activation}, not {activation}")
     options |= {"activation": chosen, "partial_convolution": partial}
-    if empty := sorted(key for key, tensor in state.items() if not tensor.numel()):
-        raise UserError(f"{where}: not a complete separator: {empty[0]} holds no values")
-    if turned := sorted(key for key, tensor in state.items() if tensor.is_complex()):
-        raise UserError(f"{where}: not a separator's weights: {turned[0]} holds complex numbers")
+    require_weights(state, where)
     with torch.device("meta"):
         expected = VoiceFilter(bins, dim, **options).state_dict()
     for key in expected:  # PyTorch before 0.4.1 did not count

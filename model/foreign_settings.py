@@ -43,8 +43,13 @@ def settings_of(content: Mapping[str, Any], where: str) -> Settings | None:
     Raises UserError for what cannot be read, and for a front end that is not supported.
     """
     for key, read in (("hp_str", _yaml_documents), ("config_str", _dict_text)):
-        if isinstance(text := content.get(key), str):
+        text = content.get(key)
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", errors="replace")
+        if isinstance(text, str):
             return _settings(read(text, f"{where}: {key}"), f"{where}: {key}")
+        if text is not None:
+            raise UserError(f"{where}: {key}: holds a {type(text).__name__}, expected text")
     return None
 
 

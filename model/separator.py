@@ -54,10 +54,10 @@ SHIPPED = Path(__file__).parents[1] / "weights"
 Samples = TypeVar("Samples", np.ndarray, Tensor)
 
 
-def checkpoint_of(name: Path | str) -> Path:
-    """A file, or, where there is no such file, the best checkpoint of the run of that name, or weights of
-    that name that come with this project."""
-    named = (Path(name), RUNS / name / "best.pt", SHIPPED / f"{name}.safetensors")
+def checkpoint_of(name: Path | str, runs: Path = RUNS) -> Path:
+    """A file, or, where there is no such file, the best checkpoint of the run of that name below `runs`, or
+    weights of that name that come with this project."""
+    named = (Path(name), runs / name / "best.pt", SHIPPED / f"{name}.safetensors")
     return next((path for path in named if path.is_file()), Path(name))
 
 
@@ -154,10 +154,10 @@ class Separator(nn.Module):
         return self.spectral.inverse(self.masking(spectrum, mask.float()), mixture.shape[-1]), mask.float()
 
     @torch.inference_mode()
-    def embed(self, reference: np.ndarray, name: str = "reference") -> Tensor:
-        """Reference [N] at `reference_rate` Hz -> embedding [1, D]. Raises UserError for too little
-        speech."""
-        return self.embed_references([reference], [name])
+    def embed(self, reference: np.ndarray | Tensor, name: str = "reference") -> Tensor:
+        """Reference [N] at `reference_rate` Hz -> embedding [1, D]. Raises UserError for too little speech,
+        ValueError for what is no sound."""
+        return self.embed_references([as_channels(reference, name).mean(axis=0)], [name])
 
     @torch.inference_mode()
     def embed_references(self, references: Sequence[np.ndarray], names: Sequence[str]) -> Tensor:
@@ -284,7 +284,7 @@ class Separator(nn.Module):
                 raise UserError(f"{where}: is an embedder; a separator is wanted")
             raise UserError(
                 f"{where}: no separator checkpoint of this project (it holds {keys or 'nothing'}); "
-                "convert.py reads those of other projects"
+                "nor another project's that is known"
             )
         try:
             own = check_config(content["config"], where)

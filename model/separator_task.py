@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -47,6 +48,7 @@ class SeparatorTask(Task):
     objective: SeparatorObjective
 
     def __init__(self, config: Config, device: torch.device) -> None:
+        require_trainable(config)
         self.store = Store(config.store.folder)
         _check_front_end(config, self.store)
         self.config = config = _with_settings_of(self.store, config)
@@ -57,7 +59,6 @@ class SeparatorTask(Task):
                 f"{self.store.folder}: its validation split holds no mixture that could be scored"
                 + (f" in the first{of} (train.validation_examples)" if of else "")
             )
-        _check_trainable(config)
         embedder = load_embedder(config.embedder) if config.network.embedding == "reference" else None
         joint = config.train.embedder == "joint"
         if embedder is not None and not embedder.differentiable and (joint or config.loss.needs_embedder):
@@ -208,7 +209,11 @@ class SeparatorTask(Task):
         count = len(scores["sdr"])
         roles = [recipe.role for recipe in split.recipes][:count]
         summary = summarize(self.mixtures, scores, self.store.asked_speakers(split)[:count], roles)
-        outcome = Outcome(summary["sdr_after_mean"], losses | summary, _sentence(losses, summary))
+        spoken = np.array([role in ("mixture", "alone") for role in roles])
+        bad = np.flatnonzero(spoken & ~(np.isfinite(scores["sdr"]) & np.isfinite(scores["si_sdr"])))
+        sentence, score = _sentence(losses, summary), summary["sdr_after_mean"]
+        score = score if math.isfinite(losses["loss"]) else math.nan
+        outcome = Outcome(score, losses | summary, sentence, bad=tuple(bad.tolist()))
         if distributed.rank() == 0:
             for row in choose_rows(self.mixtures, roles, train.pages):
                 make_pages(outcome, self.objective, scored, row, (self.mixtures, scores))
@@ -245,7 +250,8 @@ def _with_settings_of(store: Store, config: Config) -> Config:
     return check_config(config.model_dump(), str(store.folder))
 
 
-def _check_trainable(config: Config) -> None:
+def require_trainable(config: Config) -> None:
+    """Raises UserError for networks that only run other projects' weights."""
     if config.network.kind == "onnx":
         raise UserError("network.kind onnx: a graph can only be run, not trained")
     if config.network.input == "db":

@@ -28,6 +28,8 @@ class Outcome:
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
     audio: dict[str, np.ndarray] = field(default_factory=dict)
     audio_rate: int = 0
+    bad: tuple[int, ...] = ()
+    """The examples, by their place in the split, whose scores are no numbers."""
 
 
 class Task(ABC):

@@ -14,11 +14,10 @@ from tqdm import tqdm
 
 from config.load import differences, with_defaults
 from datasets.dataset import Batch
-from model.failure import FailedStep
+from model.failure import SHOWN, FailedStep
 from model.learner import Learner
 from model.patience import can_choose, describe_figure, figure_score
 from model.run_folder import RunFolder
-from model.separator import checkpoint_of
 from model.task import Outcome, Task
 from utils import distributed
 from utils.checkpoint import load_checkpoint
@@ -58,14 +57,12 @@ class Run:
     # -------------------------------------------------------- state
 
     def load(self, initial: str | None, allow_changes: bool) -> None:
-        """Resumes from `last.pt` if the run has one, else starts from the weights of `initial` (a file, or
-        the name of a run or of weights in the box) if given."""
+        """Resumes from `last.pt` if the run has one, else starts from the weights of `initial` if given."""
         found = self.folder.read_last()
         if found is None:
             if initial:
-                path = checkpoint_of(initial)
-                content = load_checkpoint(path)
-                self.task.start_from(content, str(path))
+                content = load_checkpoint(initial)
+                self.task.start_from(content, initial)
                 self.task.speakers |= set(content.get("training_speakers", ()))
                 self.learner.averages.restart()
             return
@@ -88,6 +85,8 @@ class Run:
                 f"{last}: this run was started with another configuration ({'; '.join(changes)}); "
                 "use another -m NAME, or --allow_changes to go on with the new one"
             )
+        if changes:
+            print(f"NOTE: {last}: goes on with another configuration: {'; '.join(changes)}")
         try:
             optimizer = there["train"]["optimizer"]
             if optimizer != self.config.train.optimizer:
@@ -254,9 +253,19 @@ class Run:
     # -------------------------------------------------------- parts
 
     def judged(self, outcome: Outcome) -> Outcome:
-        """The outcome with the score that `train.best` names. Raises UserError where there is no such
-        figure."""
+        """The outcome with the score that `train.best` names. Raises UserError where there is no such figure,
+        and where the scores are no numbers."""
         name = self.config.train.best
+        if not math.isfinite(outcome.score):
+            if self.first:
+                self.save("last.pt")
+            bad = ", ".join(map(str, outcome.bad[:SHOWN])) + (" ..." if len(outcome.bad) > SHOWN else "")
+            raise UserError(
+                f"step {self.step}: {outcome.sentence}: no number to choose a checkpoint by"
+                f"{f'; validation examples {bad}' if bad else ''}; either they hold what is no number "
+                "(generator.py --verify), or the weights have gone astray: start again "
+                "from an earlier checkpoint, with a lower train.learning_rate"
+            )
         if name is not None and name not in outcome.summary:
             if self.first:
                 self.save("last.pt")

@@ -9,8 +9,6 @@ from config.load import argument_parser, parse_arguments, run_script
 from scripts.commands import command
 from utils.errors import UserError
 
-NAME = "weights-compact"
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argument_parser("Trains the weights that come with this project.", config_help=None)
@@ -28,21 +26,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not Path(others).is_dir():
             raise UserError(f"{others}: no such folder; OTHERS= names recordings of other voices")
     data, more = Path(options.data), options.overrides
-    sounds, first, second = data / "weights", data / f"{NAME}-1", data / NAME
+    sounds = data / "weights"
     command("-m", "scripts.weights_data", "-o", str(sounds))
-    config = ("-c", f"config/{NAME}-1.yaml")
-    command("generator.py", *config, "-d", options.corpus, "-o", str(first), *more)
-    command("trainer.py", *config, "-m", f"{NAME}-1", *more, f"store.folder={first}")
     music = [str(sounds / "music"), *options.others]
-    config = ("-c", f"config/{NAME}.yaml")
-    more = [f"data.noise={[str(sounds / 'noise')]}", f"data.music={music}", *more]
-    spoken = ("-d", options.corpus, "-d", str(sounds / "voices"))
-    command("generator.py", *config, *spoken, "-o", str(second), *more)
-    start = ("--checkpoint_path", f"chkpt/{NAME}-1/best.pt")
-    command("trainer.py", *config, "-m", NAME, *start, *more, f"store.folder={second}")
-    command("calibrate.py", NAME, "--data", str(second))
-    command("convert.py", f"chkpt/{NAME}/best.pt", "-o", f"{options.out}/compact.safetensors", "--half")
+    sounding = [f"data.noise={[str(sounds / 'noise')]}", f"data.music={music}", *more]
+    real, spoken = [options.corpus], [options.corpus, str(sounds / "voices")]
+    _train(data, "weights-compact-1", real, more)
+    _train(data, "weights-compact", spoken, sounding, "weights-compact-1")
+    _train(data, "weights-voicefilter", real, sounding, "weights-compact")
+    for name in ("compact", "voicefilter"):
+        command("calibrate.py", f"weights-{name}", "--data", str(data / f"weights-{name}"))
+        best = f"chkpt/weights-{name}/best.pt"
+        command("convert.py", best, "-o", f"{options.out}/{name}.safetensors", "--half")
     return 0
+
+
+def _train(data: Path, name: str, corpora: list[str], more: list[str], start: str | None = None) -> None:
+    """Store and training of config/NAME.yaml, from another one's weights."""
+    config, store = ("-c", f"config/{name}.yaml"), str(data / name)
+    named = [argument for corpus in corpora for argument in ("-d", corpus)]
+    command("generator.py", *config, *named, "-o", store, *more)
+    begin = ("--checkpoint_path", f"chkpt/{start}/best.pt") if start else ()
+    command("trainer.py", *config, "-m", name, *begin, *more, f"store.folder={store}")
 
 
 if __name__ == "__main__":

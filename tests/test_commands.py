@@ -586,3 +586,14 @@ def test_a_damaged_cache_of_embeddings_is_made_again(
     original = next(store.glob("embeddings-*.npz"))
     with np.load(path) as again, np.load(original) as before:
         np.testing.assert_allclose(again["vectors"], before["vectors"], atol=1e-6)
+
+
+def test_the_generator_looks_at_what_cannot_work_first(
+    run: Runner, corpus_folder: Path, tmp_path: Path
+) -> None:
+    arguments = ["-d", corpus_folder, "-o", tmp_path / "store"]
+    noisy = ["data.interference={speech: 0.5, noise: 0.5}", "--noise", tmp_path / "absent"]
+    for more, words in (([*noisy], "no such folder of noise"), (["network.input=db"], "network.input db")):
+        code, out, err = run(generator.main, *arguments, *more)
+        assert code == 2 and words in err and "files" not in out
+    assert not (tmp_path / "store").exists()

@@ -417,3 +417,23 @@ def test_an_embedder_kept_in_16_bits_is_the_same(embedder_file: Path) -> None:
     assert one.equals(other) and other.equals(one) and one.fingerprint() != other.fingerprint()
     changed.load_state_dict({name: 1.01 * value for name, value in one.state_dict().items()})
     assert not one.equals(changed)
+
+
+def test_what_is_no_weight_is_refused_by_name(tmp_path: Path) -> None:
+    name = "lstm.weight_hh_l0"
+    good = resemblyzer_state()
+    cases = {
+        "holds NaN or infinity": torch.full_like(good[name], torch.nan),
+        "holds complex64 numbers": good[name].to(torch.complex64),
+        "holds int32 numbers": good[name].int(),
+        "is no dense tensor": good[name].to_sparse(),
+        "holds fewer values than it says": torch.ones(1, 1).expand(10**6, 10**6),
+    }
+    for number, (words, tensor) in enumerate(cases.items()):
+        torch.save({"model_state": {**good, name: tensor}}, tmp_path / f"{number}.pt")
+        with pytest.raises(UserError, match=f"{number}.pt: {name} .*{words}"):
+            load_embedder(str(tmp_path / f"{number}.pt"))
+    for container in ("state_dict", "model"):
+        wrapped = {f"module.{key}": value for key, value in good.items()}
+        torch.save({container: wrapped, "step": 3}, tmp_path / "wrapped.pt")
+        assert load_embedder(str(tmp_path / "wrapped.pt")).dim == 256

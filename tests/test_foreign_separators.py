@@ -459,7 +459,12 @@ def test_what_is_not_complete_or_not_supported_is_refused_in_one_sentence(
         (checkpoint(changed(lstm_at_weight_hh_l0=torch.ones(32, 0)), hp_str=HP),
          "lstm.weight_hh_l0 holds no values"),
         (checkpoint(changed(fc2_at_weight=torch.ones(BINS, 12, dtype=torch.complex64)), hp_str=HP),
-         "fc2.weight holds complex numbers"),
+         "fc2.weight holds complex64 numbers"),
+        (checkpoint(changed(fc2_at_weight=torch.full((BINS, 20), torch.nan)), hp_str=HP),
+         "fc2.weight holds NaN or infinity"),
+        (checkpoint(changed(fc2_at_weight=torch.ones(BINS, 20).to_sparse()), hp_str=HP),
+         "fc2.weight is no dense tensor"),
+        (checkpoint(STATE, hp_str=[1]), "hp_str: holds a list, expected text"),
         (checkpoint(STATE, hp_str=HP, adapter={"w": torch.ones(1)}), "an adapter, which is not supported"),
         ({"weights": torch.ones(1)}, "no known separator: expected the keys conv.0.weight"),
     ]  # fmt: skip
@@ -811,3 +816,23 @@ def test_only_weights_have_16_bits(run: Runner, trained: Path, tmp_path: Path) -
     assert code == 2 and "--half: is for a file named .safetensors" in err
     code, _, err = run(convert.main, trained, "-o", tmp_path / "x.pt")
     assert code == 2 and "is a checkpoint of this project already" in err
+
+
+@pytest.mark.parametrize("prefix", ["model.", "module.module.", "model.module."])
+def test_names_may_be_wrapped_and_settings_be_bytes(prefix: str, tmp_path: Path) -> None:
+    wrapped = {f"{prefix}{name}": value for name, value in STATE.items()}
+    torch.save({"state_dict": wrapped, "hp_str": HP.encode()}, tmp_path / "w.pt")
+    foreign = read_foreign(tmp_path / "w.pt")
+    assert foreign.state.keys() == STATE.keys() and foreign.settings.audio["n_fft"] == N_FFT
+
+
+def test_a_file_that_is_not_known_says_what_it_holds(
+    run: Runner, tmp_path: Path, embedder_file: Path
+) -> None:
+    torch.save({"model": {"encoder.weight": torch.ones(2)}}, tmp_path / "x.pt")
+    code, _, err = run(convert.main, tmp_path / "x.pt", "-e", embedder_file, "-o", tmp_path / "y.pt")
+    assert code == 2 and "no separator that is known" in err and "it holds encoder.weight" in err
+    (tmp_path / "folder.pt").mkdir()
+    state = write_layout(tmp_path, "release")
+    code, _, err = run(convert.main, state, "-e", embedder_file, "-o", tmp_path / "folder.pt")
+    assert code == 2 and f"{tmp_path / 'folder.pt'}: is a folder" in err

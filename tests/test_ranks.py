@@ -156,9 +156,13 @@ def test_a_mistake_is_said_once(store: Path, embedder_file: Path, tmp_path: Path
 def test_the_slurm_script_saves_and_asks_for_another_turn(
     store: Path, embedder_file: Path, tmp_path: Path
 ) -> None:
-    """With programs in the place of Slurm's that do what they do on a single node."""
+    """With programs in the place of Slurm's that do what they do on a single node: a SIGTERM makes srun kill
+    its tasks, while scancel hands a signal to them."""
+    tasks = tmp_path / "tasks"
+    send = 'kill -"${1#--signal=}" "$task"; pkill -"${1#--signal=}" -P "$task"; true'
     programs = {
-        "srun": 'exec "$@"',
+        "srun": f'"$@" & echo $! > {tasks}; trap "kill -KILL $!" TERM; wait $!',
+        "scancel": f"task=$(cat {tasks}); {send}",
         "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$@"; fi',
     }
     for name, text in programs.items():

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ import generator
 import trainer
 from config.options import Training
 from datasets.dataset import StoredExamples
+from datasets.store import Store
 from model.averaging import Averages
 from model.failure import Failures, KeptBuffers
 from model.learner import Learner
@@ -31,7 +33,7 @@ from model.separator_task import SeparatorTask
 from model.task import Outcome
 from tests.conftest import TINY
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.files import locked
+from utils.files import locked, read_json
 from utils.logger import RunLogger
 
 Runner = Callable[..., tuple[int, str, str]]
@@ -668,3 +670,44 @@ def test_options_of_what_is_not_chosen_are_refused(
 ) -> None:
     code, _, err = run(trainer.main, *arguments(tmp_path, option))
     assert code == 2 and "belongs to" in err
+
+
+def test_a_validation_that_is_no_number_ends_the_run_and_names_its_examples(
+    run: Runner, arguments: Arguments, store: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(store, tmp_path / "s")
+    spoken = [recipe.role == "mixture" for recipe in Store(tmp_path / "s").split("validation").recipes]
+    row = spoken.index(True)
+    for path in sorted((tmp_path / "s/validation/shard-00000").glob("*.npy")):
+        values = np.load(path, mmap_mode="r+")
+        lengths = read_json(path.parent / "shard.json").get("lengths", {}).get(path.stem)
+        place = sum(lengths[:row]) if lengths else row
+        if values.dtype.kind == "f":
+            values[place] = np.nan
+            values.flush()
+    code, _, err = run(trainer.main, *arguments(tmp_path, f"store.folder={tmp_path / 's'}"))
+    sentence = err.strip().splitlines()[-1]
+    assert code == 2 and "no number to choose a checkpoint by" in sentence and "Traceback" not in err, err
+    assert f"validation examples {row};" in sentence and (tmp_path / "chkpt/m/last.pt").exists()
+
+
+def test_shards_that_are_cut_are_named(
+    run: Runner, arguments: Arguments, store: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(store, tmp_path / "s")
+    victim = tmp_path / "s/train/shard-00001/target.npy"
+    victim.write_bytes(victim.read_bytes()[:-100])
+    code, _, err = run(trainer.main, *arguments(tmp_path, f"store.folder={tmp_path / 's'}"))
+    assert code == 2 and "(shard-00001: damaged, or of other recipes)" in err
+
+
+def test_changes_that_are_allowed_are_shown_and_a_run_is_found_where_the_runs_are(
+    run: Runner, arguments: Arguments, tmp_path: Path
+) -> None:
+    assert trainer.main(arguments(tmp_path, "train.steps=2")) == 0
+    code, out, _ = run(trainer.main, *arguments(tmp_path, "train.steps=3", "--allow_changes"))
+    assert code == 0 and "goes on with another configuration: train.steps: 2 -> 3" in out
+    other = [*arguments(tmp_path, "train.steps=1", "--checkpoint_path", "m")]
+    other[other.index("-m") + 1] = "n"
+    assert run(trainer.main, *other)[0] == 0
+    assert (tmp_path / "chkpt/n/last.pt").exists()

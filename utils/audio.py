@@ -41,8 +41,8 @@ AUDIO_SUFFIXES = frozenset(
         ".wma",
     ]
 )
-LARGEST_SAMPLE = 1e6
-"""Some write integers as floats; beyond it, squares leave the range of float32."""
+LARGEST_SAMPLE = 100.0
+"""Of sound within [-1, 1] or a little beyond; some write integers as floats, whose level is no voice's."""
 FRAMES_PER_SECOND = 50  # of the levels that tell sound from silence
 RANGE_DB, FLOOR_DB = 40.0, -70.0
 

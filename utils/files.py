@@ -27,6 +27,8 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     Raises UserError when the folder cannot be created or written.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
