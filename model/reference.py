@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from utils.audio import active_seconds, frame_levels, frame_size, is_active, resample
 from utils.audio_check import clipped_share
@@ -27,7 +28,7 @@ def read_reference(path: Path | str, rate: int) -> np.ndarray:
     samples, own_rate = np.concatenate(list(reader.blocks()), axis=1), reader.rate
     share = clipped_share(samples)
     if share > CLIPPED_SHARE:
-        print(
+        tqdm.write(  # which leaves progress bars whole
             f"WARNING: {path}: is clipped ({100 * share:.1f} % of the samples stand at a limit of "
             f"{np.abs(samples).max():.3f}); another recording of the voice would be better",
             file=sys.stderr,
