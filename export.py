@@ -21,7 +21,7 @@ from torch import Tensor
 from config.load import argument_parser, parse_arguments, run_script
 from datasets.dataset import different_references
 from datasets.store import Store
-from model.choice import DEFAULT
+from model.choice import DEFAULT, shipped_weights
 from model.exported import (
     EMBEDDER,
     SEPARATOR,
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add(
         "checkpoint",
         nargs="?",
-        default=DEFAULT,
+        default=shipped_weights(),
         metavar="CHECKPOINT",
         help=f"of a separator, or the name of a run (default: {DEFAULT}, which comes with this project)",
     )

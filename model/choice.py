@@ -17,8 +17,13 @@ from model.separator import FORMAT, RUNS, SHIPPED, Separator, checkpoint_of
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 
-DEFAULT = "compact"
+DEFAULT = "voicefilter"
 """Of the weights that come with this project."""
+
+
+def shipped_weights() -> Path:
+    """The file of the default weights, whatever a run is called."""
+    return SHIPPED / f"{DEFAULT}.safetensors"
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +32,7 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--checkpoint_path",
         metavar="CKPT",
-        help=f"a file, the name of a run, or of weights that come with this project (default: {DEFAULT})",
+        help=f"a file, the name of a run, or of weights that come with this project (default: its {DEFAULT})",
     )
     add("-e", "--embedder_path", help="an embedder instead of the checkpoint's own; a foreign one needs it")
     add("--backend", choices=["torch", "onnx"], help="what runs the networks (default: torch)")
@@ -39,7 +44,7 @@ def chosen_checkpoint(options: argparse.Namespace) -> Path:
     UserError where there is none."""
     if options.checkpoint_path:
         return checkpoint_of(options.checkpoint_path)
-    shipped = SHIPPED / f"{DEFAULT}.safetensors"
+    shipped = shipped_weights()
     return shipped if shipped.is_file() else newest_checkpoint(RUNS)
 
 

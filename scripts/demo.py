@@ -12,7 +12,7 @@ from pathlib import Path
 
 from config.load import argument_parser, load_config, parse_arguments, run_script
 from datasets.download import choose_corpus
-from model.choice import DEFAULT
+from model.choice import DEFAULT, shipped_weights
 from scripts.commands import command
 from utils.files import fingerprint, read_json
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command("generator.py", "-c", config, "-d", str(corpus), "-o", str(store), *options.overrides)
     command("trainer.py", "-c", config, "-m", name, *options.overrides, f"store.folder={store}")
     command(
-        "evaluate.py", str(checkpoint), DEFAULT, "--data", str(store), "-o", str(results),
+        "evaluate.py", str(checkpoint), str(shipped_weights()), "--data", str(store), "-o", str(results),
         "--save_audio", "median",
     )  # fmt: skip
     scores = results / f"{name}-best-test"

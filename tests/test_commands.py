@@ -239,13 +239,13 @@ def test_the_shipped_weights_are_the_default_else_the_newest_best_checkpoint(
     run: Runner, trained: Path, voices: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ("-m", voices / "mixed.wav", "-r", voices / "reference.wav", "-o", voices / "out")
-    shipped = voices / "weights/compact.safetensors"
+    shipped = voices / "weights/voicefilter.safetensors"
     assert run(convert.main, trained, "-o", shipped)[0] == 0
     for module in (choice, separator):
         monkeypatch.setattr(module, "SHIPPED", shipped.parent)
     monkeypatch.chdir(trained.parents[2])
     assert f"{shipped}: mixture" in run(inference.main, *arguments)[1]
-    assert f"{shipped}: mixture" in run(inference.main, *arguments, "--checkpoint_path", "compact")[1]
+    assert f"{shipped}: mixture" in run(inference.main, *arguments, "--checkpoint_path", "voicefilter")[1]
     for module in (choice, separator):
         monkeypatch.setattr(module, "SHIPPED", voices / "none")
     code, out, _ = run(inference.main, *arguments)

@@ -691,7 +691,7 @@ def test_convert_takes_embedders_and_never_its_input(
         ([release, "-e", embedder_file, "-o", release], "would be overwritten"),
         ([release, "-e", embedder_file, "-o", embedder_file], "would be overwritten"),
         ([release, "-o", voices / "x.pt"], "brings no embedder"),
-        ([voices / "embedder.pt", "-e", embedder_file, "-o", voices / "x.pt"], "is no separator"),
+        ([voices / "embedder.pt", "-e", embedder_file, "-o", voices / "x.pt"], "no separator that is known"),
         ([voices / "mine.pt", "-o", voices / "x.pt"], "is a checkpoint of this project already"),
         ([release, "-e", embedder_file, "-c", voices / "own.yaml", "-o", voices / "x.pt"], "not a YAML file"),
         ([voices / "gone.pt", "-o", voices / "x.pt"], "no such checkpoint"),

@@ -381,7 +381,7 @@ def test_patience_lowers_the_rate_and_gives_up() -> None:
 def test_a_training_that_gets_no_better_stops_for_good(
     run: Runner, arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = iter([1.0, 2.0, 2.0, float("nan"), 3.0])
+    scores = iter([1.0, 2.0, 2.0, 1.5, 3.0])
     monkeypatch.setattr(SeparatorTask, "validate", lambda self: Outcome(next(scores), {"n": 1}, ""))
     more = ["train.patience=2", "train.validate_every=1", "train.steps=20", "train.save_every=20"]
     more += ["train.schedule=plateau", "train.patience_lr=1", "train.factor=0.1"]

@@ -12,6 +12,7 @@ import soundfile
 import torch
 
 import inference
+from model.choice import DEFAULT
 from model.presence import Calibration
 from model.separator import SHIPPED, Separator
 from tests.conftest import SHARED
@@ -20,7 +21,7 @@ from utils.checkpoint import load_checkpoint
 from utils.metrics import si_sdr
 
 Runner = Callable[..., tuple[int, str, str]]
-FILE = SHIPPED / "compact.safetensors"
+NAMES = ["compact", DEFAULT]
 
 
 def voices() -> list[list[np.ndarray]]:
@@ -35,19 +36,23 @@ def voices() -> list[list[np.ndarray]]:
     return found
 
 
-def test_they_are_small_and_say_whom_they_heard() -> None:
-    assert FILE.stat().st_size <= 25e6 and (SHIPPED / "README.md").is_file()
-    content = load_checkpoint(FILE)
+@pytest.mark.parametrize("name", NAMES)
+def test_they_are_small_and_say_whom_they_heard(name: str) -> None:
+    path = SHIPPED / f"{name}.safetensors"
+    assert path.stat().st_size <= 25e6 and f"## {name}" in (SHIPPED / "README.md").read_text()
+    content = load_checkpoint(path)
     heard = set(content["training_speakers"])
     assert len(heard) > 200 and not heard & {"19", "26", "27"}
-    Calibration.from_content(content["presence"], str(FILE))  # --presence works at once
+    Calibration.from_content(content["presence"], str(path))  # --presence works at once
 
 
-def test_they_separate_people_whom_they_never_heard(run: Runner, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_they_separate_people_whom_they_never_heard(name: str) -> None:
     people = voices()
-    heard = set(load_checkpoint(FILE)["training_speakers"])
+    path = SHIPPED / f"{name}.safetensors"
+    heard = set(load_checkpoint(path)["training_speakers"])
     assert not heard & {path.name for path in (SHARED / "LibriSpeech/test-other").iterdir()}
-    separator, gains = Separator.load("compact"), []
+    separator, gains = Separator.load(path), []
     for (reference, target), (_, other) in itertools.permutations(people, 2):
         mixture = target + other
         estimate = separator.separate(mixture, reference, rate=16000)
@@ -56,10 +61,13 @@ def test_they_separate_people_whom_they_never_heard(run: Runner, tmp_path: Path)
             (si_sdr(torch.from_numpy(estimate), wave) - si_sdr(torch.from_numpy(mixture), wave)).item()
         )
     assert np.mean(gains) > 1.0 and np.mean(np.array(gains) > 0) > 0.5
-    (reference, target), (_, other) = people[:2]
+
+
+def test_the_default_separates_and_says_whether_the_voice_is_there(run: Runner, tmp_path: Path) -> None:
+    (reference, target), (_, other) = voices()[:2]
     write_audio(tmp_path / "mixed.wav", target + other, 16000)
     write_audio(tmp_path / "reference.wav", reference, 16000)
     given = ["-m", tmp_path / "mixed.wav", "-r", tmp_path / "reference.wav", "-o", tmp_path / "out"]
     code, out, _ = run(inference.main, *given, "--presence")
-    assert code == 0 and "weights/compact.safetensors" in out and "the voice is" in out
+    assert code == 0 and f"weights/{DEFAULT}.safetensors" in out and "the voice is" in out
     assert (tmp_path / "out/estimate.wav").is_file()
