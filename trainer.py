@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add(
         "--checkpoint_path",
         metavar="CKPT",
-        help="start a new run from these weights: a file, a run, or compact",
+        help="start a new run from these weights: a file, a run, or those in weights/",
     )
     add("--allow_changes", action="store_true", help="resume with a changed configuration")
     add("--device", default="auto", help="auto, cpu or cuda[:N]")

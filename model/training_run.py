@@ -255,26 +255,27 @@ class Run:
     def judged(self, outcome: Outcome) -> Outcome:
         """The outcome with the score that `train.best` names. Raises UserError where there is no such figure,
         and where the scores are no numbers."""
-        name = self.config.train.best
-        if not math.isfinite(outcome.score):
-            if self.first:
-                self.save("last.pt")
-            bad = ", ".join(map(str, outcome.bad[:SHOWN])) + (" ..." if len(outcome.bad) > SHOWN else "")
-            raise UserError(
-                f"step {self.step}: {outcome.sentence}: no number to choose a checkpoint by"
-                f"{f'; validation examples {bad}' if bad else ''}; either they hold what is no number "
-                "(generator.py --verify), or the weights have gone astray: start again "
-                "from an earlier checkpoint, with a lower train.learning_rate"
-            )
+        name, cause = self.config.train.best, None
         if name is not None and name not in outcome.summary:
-            if self.first:
-                self.save("last.pt")
             known = ", ".join(sorted(filter(can_choose, outcome.summary)))
-            raise UserError(
+            cause = (
                 f"train.best {name}: the validation knows {known}; name one of them, and go on with "
                 "--allow_changes"
             )
-        return outcome if name is None else replace(outcome, score=figure_score(name, outcome.summary[name]))
+        score = figure_score(name, outcome.summary[name]) if name in outcome.summary else outcome.score
+        if not (math.isfinite(score) and math.isfinite(outcome.score)):
+            bad = ", ".join(map(str, outcome.bad[:SHOWN])) + (" ..." if len(outcome.bad) > SHOWN else "")
+            examples = f"; validation examples {bad}, which may hold what is no number" if bad else ""
+            cause = (
+                f"step {self.step}: {outcome.sentence}: no number to choose a checkpoint by{examples}; "
+                "else the weights have gone astray: start again from an earlier checkpoint, with a lower "
+                "train.learning_rate"
+            )
+        if cause:
+            if self.first:
+                self.save("last.pt")
+            raise UserError(cause)
+        return replace(outcome, score=score)
 
     def _is_due(self, finished: bool) -> bool:
         return (finished or self.step % self.config.train.validate_every == 0) and self.validated < self.step

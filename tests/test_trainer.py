@@ -688,7 +688,7 @@ def test_a_validation_that_is_no_number_ends_the_run_and_names_its_examples(
     code, _, err = run(trainer.main, *arguments(tmp_path, f"store.folder={tmp_path / 's'}"))
     sentence = err.strip().splitlines()[-1]
     assert code == 2 and "no number to choose a checkpoint by" in sentence and "Traceback" not in err, err
-    assert f"validation examples {row};" in sentence and (tmp_path / "chkpt/m/last.pt").exists()
+    assert f"validation examples {row}, which" in sentence and (tmp_path / "chkpt/m/last.pt").exists()
 
 
 def test_shards_that_are_cut_are_named(
