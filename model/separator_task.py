@@ -262,6 +262,10 @@ def require_trainable(config: Config) -> None:
 
 
 def _check_front_end(config: Config, store: Store) -> None:
-    changes = differences(store.settings["audio"], config.audio.model_dump())
+    """Raises UserError for magnitudes of another front end; waveforms fit every one at their rate."""
+    there, here = store.settings["audio"], config.audio.model_dump()
+    if store.settings["store"]["kind"] == "wave":
+        there, here = ({"sample_rate": audio["sample_rate"]} for audio in (there, here))
+    changes = differences(there, here)
     if changes:
         raise UserError(f"{store.folder}: this store has another front end: {'; '.join(changes)}")
