@@ -82,9 +82,7 @@ def warp_voice(samples: np.ndarray, rate: int, warp: Warp) -> np.ndarray:
         if not math.isfinite(median):
             raise UserError("no pitch to be found")
         target = min(max(median * warp.pitch, LOWEST), HIGHEST)
-        changed = call(
-            sound, "Change gender", PITCH_FLOOR, PITCH_CEILING, warp.formants, target, 1.0, 1.0
-        )
+        changed = call(sound, "Change gender", PITCH_FLOOR, PITCH_CEILING, warp.formants, target, 1.0, 1.0)
     except parselmouth.PraatError as error:
         raise UserError(f"Praat: {str(error).splitlines()[0]}") from error
     values = np.asarray(changed.values[0])
@@ -161,7 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("formants", "pitch"):
         low, high = getattr(options, name)
         if not 0.5 <= low <= high <= 2:
-            raise UserError(f"--{name} {low:g} {high:g}: expected two factors from 0.5 to 2, the smaller first")
+            raise UserError(
+                f"--{name} {low:g} {high:g}: expected two factors from 0.5 to 2, the smaller first"
+            )
     _praat()
     utterances = index_corpus([options.corpus]).utterances
     people = sorted({utterance.speaker for utterance in utterances})
@@ -175,7 +175,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = warp_corpus(utterances, warps, target, options.rate, options.processes)
     for task, cause in failed:
         print(f"WARNING: {task.path} as {task.warp.name}: {cause}")
-    print(f"{target}: {len(kept) * options.voices} voices of {len(kept)} people, {len(failed)} utterances left out")
+    print(
+        f"{target}: {len(kept) * options.voices} voices of {len(kept)} people, "
+        f"{len(failed)} utterances left out"
+    )
     return 0
 
 

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from model.mask_network import EMBEDDING_SCALE, MaskNetwork
+
+
+class Inward(Protocol):
+    def __call__(self, x: Tensor, embedding: Tensor | None) -> Tensor: ...
+
+
+class Outward(Protocol):
+    def __call__(self, x: Tensor, y: Tensor, embedding: Tensor | None) -> Tensor: ...
+
+
+class Recurrence(NamedTuple):
+    """A bidirectional LSTM of one layer, between what looks at every step by itself: `before` makes its
+    input of the features x [B, S, W], `after` the next features of x and its output y [B, S, 2H]."""
+
+    before: Inward
+    lstm: nn.LSTM
+    after: Outward
+
+    def __call__(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        return self.after(x, self.lstm(self.before(x, embedding))[0], embedding)
 
 
 class FilmBlstm(MaskNetwork):
@@ -58,19 +79,44 @@ class FilmBlstm(MaskNetwork):
     def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
         """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)]."""
         embedding = self.condition(embedding, len(mixture))
-        x = self.see(self.levelled(mixture, self.level_frames)).transpose(1, 2).flatten(2)  # [B, T, P*F]
-        batch, frames = x.shape[:2]
+        x = self.enter(self.levelled(mixture, self.level_frames))
+        for recurrence in self.recurrences():
+            x = recurrence(x, embedding)
+        return self.leave(x)[:, : mixture.shape[1]]
+
+    # What `forward` is made of: model/long_recurrence.py goes through a long mixture with it.
+
+    def enter(self, levelled: Tensor) -> Tensor:
+        """A levelled mixture [B, T, F(, 2)], from a multiple of `stack` on -> features [B, T/stack, W]."""
+        x = self.see(levelled).transpose(1, 2).flatten(2)  # [B, T, P*F]
         x = self.normalize(x.transpose(1, 2)).transpose(1, 2)
-        x = nn.functional.pad(x, (0, 0, 0, -frames % self.stack))
-        x = x.reshape(batch, -1, self.stack * x.shape[2])  # [B, T/stack, stack*P*F]
-        x = torch.relu(self.front(x))
-        for i, (lstm, norm) in enumerate(zip(self.lstms, self.norms, strict=True)):
-            x = norm(lstm(x)[0])  # [B, T/stack, 2H]
-            x = modulated(x, self.film, embedding) if i == 0 else x
+        x = nn.functional.pad(x, (0, 0, 0, -x.shape[1] % self.stack))
+        return torch.relu(self.front(x.reshape(len(x), -1, self.stack * x.shape[2])))
+
+    def recurrences(self) -> Iterator[Recurrence]:
+        """Its LSTMs, from the first to the last."""
+        films = [self.film] + [None] * len(self.lstms)
+        for lstm, norm, film in zip(self.lstms, self.norms, films, strict=False):
+            yield Recurrence(_as_it_is, cast(nn.LSTM, lstm), _Normalized(norm, film))
         for residual in self.residuals:
-            x = residual(x, embedding)
-        x = self.out(x).reshape(batch, -1, self.planes * self.bins)[:, :frames]  # [B, T, P*F]
+            yield cast(ResidualLayer, residual).recurrence()
+
+    def leave(self, x: Tensor) -> Tensor:
+        """The last features [B, S, W] -> mask [B, S*stack, F(, 2)]."""
+        x = self.out(x).reshape(len(x), -1, self.planes * self.bins)  # [B, T, P*F]
         return self.to_mask(self.split_planes(x))
+
+
+def _as_it_is(x: Tensor, embedding: Tensor | None) -> Tensor:
+    return x
+
+
+class _Normalized(NamedTuple):
+    norm: nn.Module
+    film: nn.Linear | None
+
+    def __call__(self, x: Tensor, y: Tensor, embedding: Tensor | None) -> Tensor:
+        return modulated(self.norm(y), self.film, embedding)
 
 
 class ResidualLayer(nn.Module):
@@ -88,7 +134,16 @@ class ResidualLayer(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         """Features [B, T, 2H] and embedding [B, D] -> [B, T, 2H]"""
-        return x + self.norm(self.lstm(modulated(x, self.film, embedding))[0])
+        return self.recurrence()(x, embedding)
+
+    def recurrence(self) -> Recurrence:
+        return Recurrence(self._before, self.lstm, self._after)
+
+    def _before(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        return modulated(x, self.film, embedding)
+
+    def _after(self, x: Tensor, y: Tensor, embedding: Tensor | None) -> Tensor:
+        return x + self.norm(y)
 
 
 def modulated(x: Tensor, film: nn.Linear | None, embedding: Tensor | None) -> Tensor:

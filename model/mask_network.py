@@ -23,6 +23,11 @@ def channels_last(module: Module) -> Module:
     return module
 
 
+def at_level(mixture: Tensor, level: Tensor) -> Tensor:
+    """Mixture [B, T, F(, 2)] relative to a level [B, T] or [B, 1]."""
+    return mixture / level[(...,) + (None,) * (mixture.ndim - 2)]
+
+
 class MaskNetwork(nn.Module, ABC):
     """(mixture, embedding) -> mask.
 
@@ -89,17 +94,23 @@ class MaskNetwork(nn.Module, ABC):
         """The mixture [B, T, F(, 2)] relative to its root mean square over the `frames` (odd) around each
         frame, or, with 0, over all of them. A piece of a recording then looks as it does within the whole,
         half as many frames from its ends."""
+        return at_level(mixture, self.level(self.power(mixture), frames))
+
+    def power(self, mixture: Tensor) -> Tensor:
+        """Mixture [B, T, F(, 2)] -> mean square of a frame's bins [B, T]."""
         self.require_shape(mixture)
-        axes = list(range(2, mixture.ndim))
-        power = self.planes * mixture.float().square().mean(axes)[:, None]  # [B, 1, T], of a bin
+        return self.planes * mixture.float().square().mean(list(range(2, mixture.ndim)))
+
+    @staticmethod
+    def level(power: Tensor, frames: int) -> Tensor:
+        """Powers [B, T] -> root mean squares, [B, T] over the `frames` around each or, with 0, [B, 1]."""
         if frames:
             half = frames // 2
-            around = nn.functional.avg_pool1d(power, frames, 1, half, count_include_pad=False)
+            around = nn.functional.avg_pool1d(power[:, None], frames, 1, half, count_include_pad=False)[:, 0]
         else:
-            around = power.mean(2, keepdim=True)
+            around = power.mean(1, keepdim=True)
         # the floor before the root, whose slope is infinite at 0
-        level = around[:, 0].clamp_min(1e-12).sqrt()
-        return mixture / level[(...,) + (None,) * len(axes)]
+        return around.clamp_min(1e-12).sqrt()
 
     def condition(self, embedding: Tensor | None, batch: int | None = None) -> Tensor | None:
         """The embedding, or None where the network has none. Raises ValueError when it is missing or of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,32 +154,33 @@ def separated(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Mixture and estimate [C, n], block by block at the recording's own rate, sample-aligned and of its
     length. A `listener` hears both at the separator's rate, averaged over the channels."""
-    mixed: deque[np.ndarray] = deque()
-    seen: deque[np.ndarray] = deque()
 
     def at_own_rate() -> Iterator[np.ndarray]:
-        for block in _blocks(reader, mono):
-            mixed.append(block)
-            yield block
+        return _blocks(reader, mono)
 
-    def at_separator_rate() -> Iterator[np.ndarray]:
-        for block in resampled(at_own_rate(), reader.rate, separator.sample_rate):
-            if listener is not None:
-                seen.append(block)
-            yield block
+    def at_separator_rate(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        return resampled(blocks, reader.rate, separator.sample_rate)
+
+    again = separator.hears_whole  # so that nothing of it has to be kept
+    mixed, seen = (
+        _Parts(at_own_rate if again else None),
+        _Parts((lambda: at_separator_rate(at_own_rate())) if again else None),
+    )
 
     def estimates() -> Iterator[np.ndarray]:
-        for block in separator.separate_blocks(at_separator_rate(), embedding):
+        heard = at_separator_rate(mixed.passing(at_own_rate()))
+        if listener is not None:
+            heard = seen.passing(heard)
+        for block in separator.separate_blocks(heard, embedding):
             if listener is not None and block.shape[1]:
-                listener(_take(seen, block.shape[1]).mean(axis=0), block.mean(axis=0))
+                listener(seen.take(block.shape[1]).mean(axis=0), block.mean(axis=0))
             yield block
 
     for block in resampled(estimates(), separator.sample_rate, reader.rate):
-        waiting = sum(part.shape[1] for part in mixed)
-        if length := min(block.shape[1], waiting):
-            yield _take(mixed, length), block[:, :length]
-    if left := sum(part.shape[1] for part in mixed):  # of rounding
-        rest = _take(mixed, left)
+        part = mixed.take(block.shape[1])
+        if part.shape[1]:
+            yield part, block[:, : part.shape[1]]
+    while (rest := mixed.take(reader.rate)).shape[1]:  # of rounding
         yield rest, np.zeros_like(rest)
 
 
@@ -188,16 +189,36 @@ def _blocks(reader: AudioReader, mono: bool) -> Iterator[np.ndarray]:
         yield block.mean(axis=0, keepdims=True) if mono else block
 
 
-def _take(parts: deque[np.ndarray], length: int) -> np.ndarray:
-    """The first `length` samples of the parts [C, n], which are taken out."""
-    taken, missing = [], length
-    while missing:
-        part = parts.popleft()
-        taken.append(part[:, :missing])
-        if part.shape[1] > missing:
-            parts.appendleft(part[:, missing:])
-        missing -= taken[-1].shape[1]
-    return np.concatenate(taken, axis=1)
+class _Parts:
+    """Samples [C, n] in the order in which they passed, or in which they are read `again`."""
+
+    def __init__(self, again: Callable[[], Iterator[np.ndarray]] | None) -> None:
+        self.again, self.waiting = again, deque[np.ndarray]()
+        self.reading: Iterator[np.ndarray] | None = None
+
+    def passing(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        for block in blocks:
+            if self.again is None:
+                self.waiting.append(block)
+            yield block
+
+    def take(self, length: int) -> np.ndarray:
+        """The next `length` samples, or as many as there are."""
+        taken, missing = [], length
+        while missing and (part := self._next()) is not None:
+            taken.append(part[:, :missing])
+            if part.shape[1] > missing:
+                self.waiting.appendleft(part[:, missing:])
+            missing -= taken[-1].shape[1]
+        return np.concatenate(taken, axis=1) if taken else np.zeros((1, 0), np.float32)
+
+    def _next(self) -> np.ndarray | None:
+        if self.waiting:
+            return self.waiting.popleft()
+        if self.again is None:
+            return None
+        self.reading = self.reading or self.again()
+        return next(self.reading, None)
 
 
 class _Discard(Exception):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from model.embedder import Embedder
 from model.film_blstm import FilmBlstm
 from model.foreign import embedder_from_content
 from model.lite import Lite
+from model.long_recurrence import LongMixture
 from model.mask_network import MaskNetwork
 from model.masks import Masking
 from model.onnx_network import OnnxMask
@@ -221,7 +223,7 @@ class Separator(nn.Module):
         they are finished.
 
         Every channel is separated by itself; long signals go through in overlapping, cross-faded chunks, or,
-        where the network is causal, as a stream, which is exact.
+        where the network is causal, as a stream, or, where it `hears_whole`, layer by layer, which are exact.
         """
         if isinstance(self.network, Lite) and self.spectral.pad_mode == "constant":
             yield from self._stream(blocks, embedding)
@@ -248,8 +250,40 @@ class Separator(nn.Module):
 
         at_once = 1 if self.device.type == "cpu" else CHUNKS_AT_ONCE
         tensors = (torch.from_numpy(block) for block in blocks)
-        for done in overlap_stream(process, tensors, chunk, overlap, fade, at_once):
+        if self.hears_whole:
+            finished = self._whole(process, tensors, chunk, embedding)
+        else:
+            finished = overlap_stream(process, tensors, chunk, overlap, fade, at_once)
+        for done in finished:
             yield done.numpy()
+
+    @property
+    def hears_whole(self) -> bool:
+        """Whether `separate_blocks` takes the last block before it gives the first of a long mixture."""
+        return isinstance(self.network, FilmBlstm) and self.spectral.pad_mode == "constant"
+
+    def _whole(
+        self,
+        process: Callable[[Tensor], Tensor],
+        blocks: Iterator[Tensor],
+        chunk: int,
+        embedding: Tensor | None,
+    ) -> Iterator[Tensor]:
+        """Up to `chunk` samples through `process` in one piece, more of them layer by layer."""
+        assert isinstance(self.network, FilmBlstm)
+        held, waiting = [], 0
+        for block in blocks:
+            held.append(block)
+            waiting += block.shape[1]
+            if waiting > chunk:
+                long = LongMixture(
+                    self.network, self.spectral, self.masking, self.precision, self.sample_rate
+                )
+                vectors = None if embedding is None else embedding.expand(len(block), -1)
+                yield from long(chain(held, blocks), vectors)
+                return
+        if waiting:
+            yield process(torch.cat(held, dim=1)[None])[0]
 
     def _stream(self, blocks: Iterable[np.ndarray], embedding: Tensor | None) -> Iterator[np.ndarray]:
         from model.streaming import StreamingSeparator  # which has a separator

@@ -1,0 +1,185 @@
+"""A long mixture through a network of bidirectional LSTMs, exactly as in one piece, in memory that does not
+grow with its length.
+
+What lies between the LSTMs sees one step at a time, and an LSTM goes on from the state in which it left the
+piece before. So layer after layer goes over the pieces, once from the end to the beginning and once from the
+beginning to the end, and features wait in temporary files meanwhile: 0.13 MB a second and channel for
+`lstm_dim` 256 at 20 steps a second, of which the first MEMORY_BYTES of each file stay in memory.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model.film_blstm import FilmBlstm, Recurrence
+from model.mask_network import at_level
+from model.masks import Masking
+from model.spectral import Spectral, stft
+from utils.device import autocast
+from utils.errors import UserError
+
+PIECE_SECONDS = 24.0
+MEMORY_BYTES = 1 << 25
+
+
+class Rows:
+    """Rows [n, C, W] of numbers, appended or overwritten and read again, in a temporary file as soon as they
+    are more than MEMORY_BYTES."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        self.shape, self.size = (channels, width), 4 * channels * width
+        self.file = tempfile.SpooledTemporaryFile(max_size=MEMORY_BYTES)  # noqa: SIM115
+        self.count = 0
+
+    def write(self, start: int, values: Tensor) -> None:
+        """Values [C, n, W] as rows from `start` on. Raises UserError when the disk is full."""
+        rows = values.detach().float().transpose(0, 1).contiguous().cpu().numpy()
+        try:
+            self.file.seek(start * self.size)
+            self.file.write(rows.tobytes())
+        except OSError as error:
+            raise UserError(
+                f"{tempfile.gettempdir()}: what waits there of a long recording cannot be written "
+                f"({error.strerror}); name a folder with more space in TMPDIR"
+            ) from error
+        self.count = max(self.count, start + len(rows))
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Rows -> values [C, n, W] in float32."""
+        self.file.seek(start * self.size)
+        values = np.frombuffer(bytearray(self.file.read((stop - start) * self.size)), np.float32)
+        return torch.from_numpy(values.reshape(-1, *self.shape)).transpose(0, 1)
+
+    def __enter__(self) -> Rows:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.file.close()
+
+
+class LongMixture:
+    """Separates a mixture [C, N] whose samples come in blocks, and of which there is more than a piece."""
+
+    def __init__(
+        self, network: FilmBlstm, spectral: Spectral, masking: Masking, precision: str, sample_rate: int
+    ) -> None:
+        self.network, self.spectral, self.masking, self.precision = network, spectral, masking, precision
+        self.hop, self.half, self.device = spectral.hop_length, spectral.n_fft // 2, spectral.window.device
+        self.steps = max(1, round(PIECE_SECONDS * sample_rate / (self.hop * network.stack)))  # of a piece
+
+    @torch.inference_mode()
+    def __call__(self, blocks: Iterable[Tensor], embedding: Tensor | None) -> Iterator[Tensor]:
+        """Blocks [C, n] and an embedding a channel [C, D] -> the estimate's samples [C, m], in pieces.
+
+        The first comes when the last block has been read. Raises UserError when the disk is full.
+        """
+        network = self.network
+        with ExitStack() as files:
+            waves: Rows | None = None
+            for block in blocks:
+                if waves is None:
+                    waves = files.enter_context(Rows(len(block), 1))
+                waves.write(waves.count, block[..., None])
+            if waves is None:
+                return
+            frames = -(-waves.count // self.hop) + 1
+            pieces = self._pieces(frames)
+            channels = waves.shape[0]
+            powers = [network.power(self._seen(self._spectra(waves, *piece))) for piece in pieces]
+            level = network.level(torch.cat(powers, dim=1), network.level_frames)
+            recurrences = list(network.recurrences())
+            width = max(recurrences[0].lstm.input_size, *(2 * r.lstm.hidden_size for r in recurrences))
+            features = files.enter_context(Rows(channels, width))
+            backwards = files.enter_context(Rows(channels, recurrences[0].lstm.hidden_size))
+            for piece in pieces:
+                with autocast(self.device, self.precision):
+                    levelled = at_level(self._seen(self._spectra(waves, *piece)), _part(level, *piece))
+                    self._keep(features, piece[0] // network.stack, network.enter(levelled))
+            used = recurrences[0].lstm.input_size
+            for recurrence in recurrences:
+                self._recur(recurrence, features, backwards, used, embedding)
+                used = 2 * recurrence.lstm.hidden_size
+            for piece in pieces:
+                yield self._estimate(waves, features, piece, frames, used)
+
+    def _pieces(self, frames: int) -> list[tuple[int, int]]:
+        """First frame and the one behind the last of every piece."""
+        length = self.steps * self.network.stack
+        return [(start, min(start + length, frames)) for start in range(0, frames, length)]
+
+    def _spectra(self, waves: Rows, start: int, stop: int) -> Tensor:
+        """The frames from `start` to before `stop` of the whole mixture's spectrum, complex [C, t, F]."""
+        first, last = start * self.hop - self.half, (stop - 1) * self.hop + self.half
+        inside = waves.read(max(0, first), min(waves.count, last))[..., 0]
+        padded = nn.functional.pad(inside, (max(0, -first), max(0, last - waves.count)))
+        spectral = self.spectral
+        return stft(padded.to(self.device), spectral.n_fft, self.hop, spectral.window, False)
+
+    def _seen(self, spectrum: Tensor) -> Tensor:
+        return torch.view_as_real(spectrum) if self.network.planes == 2 else spectrum.abs()
+
+    def _keep(self, rows: Rows, start: int, values: Tensor) -> None:
+        rows.write(start, nn.functional.pad(values, (0, rows.shape[1] - values.shape[2])))
+
+    def _recur(
+        self, recurrence: Recurrence, features: Rows, backwards: Rows, used: int, embedding: Tensor | None
+    ) -> None:
+        """Puts the recurrence's features in the place of those that it reads, the first `used` of a row."""
+        forward, backward = one_way(recurrence.lstm)
+        places = [(s, min(s + self.steps, features.count)) for s in range(0, features.count, self.steps)]
+        state: tuple[Tensor, Tensor] | None = None
+        for start, stop in reversed(places):
+            with autocast(self.device, self.precision):
+                x = recurrence.before(self._features(features, start, stop, used), embedding)
+                y, state = backward(x.flip(1), state)
+            backwards.write(start, y.flip(1))
+        state = None
+        for start, stop in places:
+            with autocast(self.device, self.precision):
+                x = self._features(features, start, stop, used)
+                y, state = forward(recurrence.before(x, embedding), state)
+                both = torch.cat([y, backwards.read(start, stop).to(y)], dim=2)
+                self._keep(features, start, recurrence.after(x, both, embedding))
+
+    def _features(self, features: Rows, start: int, stop: int, used: int) -> Tensor:
+        return features.read(start, stop)[..., :used].to(self.device)
+
+    def _estimate(
+        self, waves: Rows, features: Rows, piece: tuple[int, int], frames: int, used: int
+    ) -> Tensor:
+        """Samples [C, m] of a piece, with masks of as many frames around it as its samples are in."""
+        stack = self.network.stack
+        around = -(-self.spectral.n_fft // (self.hop * stack)) * stack
+        start, stop = max(0, piece[0] - around), min(frames, piece[1] + around)
+        with autocast(self.device, self.precision):
+            x = self._features(features, start // stack, -(-stop // stack), used)
+            mask = self.network.leave(x)[:, : stop - start].float()
+        masked = self.masking(self._spectra(waves, start, stop), mask)
+        length = (stop - start - 1) * self.hop
+        first, last = piece[0] * self.hop, min(piece[1] * self.hop, waves.count)
+        offset = start * self.hop
+        return self.spectral.inverse(masked, length)[:, first - offset : last - offset].cpu()
+
+
+def _part(level: Tensor, start: int, stop: int) -> Tensor:
+    return level if level.shape[1] == 1 else level[:, start:stop]
+
+
+def one_way(lstm: nn.LSTM) -> tuple[Callable[..., tuple[Tensor, tuple[Tensor, Tensor]]], ...]:
+    """The two directions of a bidirectional LSTM of one layer, with its weights: (forwards, backwards)."""
+    directions = []
+    for suffix in ("", "_reverse"):
+        one = nn.LSTM(lstm.input_size, lstm.hidden_size, batch_first=True, device="meta")
+        for name in list(one._parameters):
+            setattr(one, name, getattr(lstm, name + suffix))
+        directions.append(one.train(lstm.training))
+    return tuple(directions)
