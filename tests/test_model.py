@@ -155,18 +155,6 @@ def test_estimates_have_the_mixture_s_length_and_channels_are_independent() -> N
     np.testing.assert_allclose(both[:1], separator.separate_channels(mixture[:1], vector), atol=1e-5)
 
 
-def test_long_signals_go_through_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    separator = tiny_separator()
-    mixture = tone_voice(0, 6.0, 0)[None]
-    vector = separator.embed(tone_voice(0, 3.0, 1))
-    whole = separator.separate_channels(mixture, vector)
-    monkeypatch.setattr("model.separator.CHUNK_SECONDS", 2.5)
-    monkeypatch.setattr("model.separator.OVERLAP_SECONDS", 1.0)
-    pieces = separator.separate_channels(mixture, vector)
-    assert pieces.shape == whole.shape
-    assert np.square(pieces - whole).mean() < 0.05 * np.square(whole).mean()
-
-
 @pytest.mark.parametrize(
     ("reference", "words"),
     [

@@ -1,0 +1,136 @@
+"""Recordings of more than a piece: in chunks, or through recurrent layers as if they were in one piece."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from config.load import load_config
+from model import long_recurrence, separator
+from model.dvector import DVector
+from model.long_recurrence import Rows
+from model.recording import Wishes, separate_recording
+from model.separator import Separator
+from tests.conftest import tone_voice
+from utils.audio import resample, write_audio
+from utils.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(separator, "CHUNK_SECONDS", 1.0)
+    monkeypatch.setattr(separator, "OVERLAP_SECONDS", 0.4)
+    monkeypatch.setattr(long_recurrence, "PIECE_SECONDS", 0.5)
+    monkeypatch.setattr(long_recurrence, "MEMORY_BYTES", 10_000)  # files from the beginning
+
+
+def separator_of(network: dict[str, Any], n_fft: int = 400, hop: int = 160) -> Separator:
+    """Untrained; its residual layers are no identities."""
+    torch.manual_seed(0)
+    audio = {"n_fft": n_fft, "hop_length": hop, "win_length": n_fft}
+    built = Separator(
+        load_config(
+            None, [f"network={network}", f"audio={audio}", "train.precision=fp32", "store.kind=wave"]
+        ),
+        DVector(hidden=8),
+    ).eval()
+    for name, weight in built.network.named_parameters():
+        if name.startswith("residuals."):
+            torch.nn.init.normal_(weight, std=0.3)
+    return built
+
+
+def in_one_piece(system: Separator, mixture: np.ndarray, vectors: torch.Tensor) -> np.ndarray:
+    with torch.inference_mode():
+        return system(torch.from_numpy(mixture), vectors).numpy()
+
+
+@given(
+    length=st.integers(16_001, 60_000),
+    stack=st.integers(1, 4),
+    level_frames=st.sampled_from([0, 1, 41]),
+    residual_layers=st.integers(0, 2),
+    mask=st.sampled_from(["sigmoid", "complex"]),
+    front_end=st.sampled_from([(400, 160), (800, 200), (256, 120)]),
+    cuts=st.lists(st.integers(1, 60_000), max_size=4),
+)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_recurrent_network_hears_long_mixtures_as_in_one_piece(
+    length: int,
+    stack: int,
+    level_frames: int,
+    residual_layers: int,
+    mask: str,
+    front_end: tuple[int, int],
+    cuts: list[int],
+) -> None:
+    network = {
+        "kind": "film_blstm",
+        "front_dim": 6,
+        "lstm_dim": 8,
+        "stack": stack,
+        "level_frames": level_frames,
+        "residual_layers": residual_layers,
+        "mask": mask,
+    }
+    system = separator_of(network, *front_end)
+    mixture = np.random.default_rng(length).standard_normal((2, length)).astype(np.float32) * 0.1
+    vectors = torch.randn(2, 256)
+    blocks = np.split(mixture, sorted(cuts), axis=1)
+    found = np.concatenate(list(system.separate_blocks(blocks, vectors)), axis=1)
+    np.testing.assert_allclose(found, in_one_piece(system, mixture, vectors), atol=1e-5)
+
+
+def test_bfloat16_hears_the_same_within_its_rounding() -> None:
+    system = separator_of({"kind": "film_blstm", "front_dim": 32, "lstm_dim": 32, "residual_layers": 1})
+    system.precision = "bf16"
+    mixture, vector = tone_voice(0, 3.0, 0)[None], torch.randn(1, 256)
+    found, whole = system.separate_channels(mixture, vector), in_one_piece(system, mixture, vector)
+    assert np.square(found - whole).sum() < 1e-4 * np.square(whole).sum()  # -40 dB
+
+
+@pytest.mark.parametrize("kind", ["film_blstm", "voicefilter"])
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_long_recordings_are_aligned_with_their_residual(tmp_path: Path, kind: str, rate: int) -> None:
+    sizes = {"film_blstm": {"front_dim": 8, "lstm_dim": 8}, "voicefilter": {"channels": 2, "lstm_dim": 4}}
+    system = separator_of({"kind": kind, **sizes[kind]})
+    mixture = np.stack([tone_voice(0, 3.21, 0, rate), tone_voice(1, 3.21, 0, rate)])
+    write_audio(tmp_path / "x.wav", mixture, rate)
+    vector = torch.randn(1, 256)
+    separate_recording(system, tmp_path / "x.wav", vector, tmp_path / "y.wav", Wishes(residual=True))
+    found, rest = (
+        soundfile.read(tmp_path / name, always_2d=True)[0].T for name in ("y.wav", "y-residual.wav")
+    )
+    np.testing.assert_allclose(found + rest, mixture, atol=1e-6)
+    expected = system.separate_channels(resample(mixture, rate, 16000), vector)
+    np.testing.assert_allclose(found, resample(expected, 16000, rate)[:, : found.shape[1]], atol=1e-4)
+
+
+def test_convolutions_hear_chunks_nearly_as_the_whole() -> None:
+    system = separator_of({"kind": "voicefilter", "channels": 2, "lstm_dim": 4})
+    mixture, vector = tone_voice(0, 4.0, 0)[None], torch.randn(1, 256)
+    pieces, whole = system.separate_channels(mixture, vector), in_one_piece(system, mixture, vector)
+    assert pieces.shape == whole.shape
+    assert np.square(pieces - whole).mean() < 0.05 * np.square(whole).mean()
+
+
+def test_a_full_disk_is_said_with_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def seek(self, place: int) -> None: ...
+
+        def write(self, data: bytes) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    rows = Rows(1, 4)
+    monkeypatch.setattr(rows, "file", Full())
+    with pytest.raises(UserError, match=rf"{tempfile.gettempdir()}: .*No space left on device.*TMPDIR"):
+        rows.write(0, torch.zeros(1, 2, 4))
