@@ -12,6 +12,7 @@ and resampling. Needs `pip install praat-parselmouth`.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
@@ -82,6 +83,8 @@ def warp_voice(samples: np.ndarray, rate: int, warp: Warp) -> np.ndarray:
         if not math.isfinite(median):
             raise UserError("no pitch to be found")
         target = min(max(median * warp.pitch, LOWEST), HIGHEST)
+        # breath is random pulses: the same ones every time
+        parselmouth.praat.run("random_initializeWithSeedUnsafelyButPredictably (1)")
         changed = call(sound, "Change gender", PITCH_FLOOR, PITCH_CEILING, warp.formants, target, 1.0, 1.0)
     except parselmouth.PraatError as error:
         raise UserError(f"Praat: {str(error).splitlines()[0]}") from error
@@ -120,6 +123,7 @@ def warp_corpus(
     """
     header = [(warp.name, speaker, f"{warp.formants:.6f}", f"{warp.pitch:.6f}")
               for speaker, drawn in sorted(warps.items()) for warp in drawn]  # fmt: skip
+    _require_same_voices(target, header)
     write_csv(target / REPORT, HEADER, header)
     tasks = [
         Task(utterance.path, target / warp.name / f"{Path(utterance.path).stem}.flac", rate, warp)
@@ -129,6 +133,17 @@ def warp_corpus(
     left = [task for task in tasks if not task.output.exists()]
     causes = progress_bar(_run(left, processes), "new voices", len(left), unit="file")
     return [(task, cause) for task, cause in zip(left, causes, strict=True) if cause]
+
+
+def _require_same_voices(target: Path, rows: Sequence[tuple[str, ...]]) -> None:
+    """Raises UserError where an earlier run has made other voices by these names."""
+    if not (target / REPORT).exists():
+        return
+    with (target / REPORT).open(newline="", encoding="utf-8") as file:
+        known = {row[0]: tuple(row) for row in csv.reader(file) if row}
+    for row in rows:
+        if known.get(row[0], row) != row:
+            raise UserError(f"{target}: holds the voice {row[0]} with other factors; take another folder")
 
 
 def _run(tasks: Sequence[Task], processes: int) -> Iterator[str]:

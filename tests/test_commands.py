@@ -503,6 +503,23 @@ def test_live_and_wave_training_resume_too(
     assert next(store.glob("embeddings-*.npz")).stat().st_mtime_ns == cache, "nothing was embedded again"
 
 
+def test_a_store_of_waveforms_serves_every_front_end(
+    run: Runner, corpus_folder: Path, embedder_file: Path, tmp_path: Path
+) -> None:
+    for kind, store in (("wave", tmp_path / "w"), ("stft", tmp_path / "s")):
+        made = ["-d", corpus_folder, "-o", store, "-p", "1", "-e", embedder_file, *TINY, f"store.kind={kind}"]
+        assert run(generator.main, *made)[0] == 0
+        other = ["audio.hop_length=64", "train.steps=1"]
+        arguments = train_arguments(tmp_path / kind, store, embedder_file, *other)
+        code, _, err = run(trainer.main, *arguments)
+        if kind == "wave":
+            assert code == 0, err
+        else:
+            assert code == 2 and "another front end: hop_length: " in err and "-> 64" in err
+    content = load_checkpoint(next((tmp_path / "wave").rglob("last.pt")))
+    assert content["config"]["audio"]["hop_length"] == 64
+
+
 def test_speakers_heard_in_training_are_counted(
     run: Runner, trained: Path, corpus_folder: Path, embedder_file: Path, tmp_path: Path
 ) -> None:
