@@ -80,7 +80,8 @@ class LongMixture:
     def __call__(self, blocks: Iterable[Tensor], embedding: Tensor | None) -> Iterator[Tensor]:
         """Blocks [C, n] and an embedding a channel [C, D] -> the estimate's samples [C, m], in pieces.
 
-        The first comes when the last block has been read. Raises UserError when the disk is full.
+        The first comes when the last block has been read and all layers have heard it; before that there are
+        empty ones, after each of which it may be given up. Raises UserError when the disk is full.
         """
         network = self.network
         with ExitStack() as files:
@@ -104,9 +105,11 @@ class LongMixture:
                 with autocast(self.device, self.precision):
                     levelled = at_level(self._seen(self._spectra(waves, *piece)), _part(level, *piece))
                     self._keep(features, piece[0] // network.stack, network.enter(levelled))
+                yield torch.zeros(channels, 0)
             used = recurrences[0].lstm.input_size
             for recurrence in recurrences:
-                self._recur(recurrence, features, backwards, used, embedding)
+                for _ in self._recur(recurrence, features, backwards, used, embedding):
+                    yield torch.zeros(channels, 0)
                 used = 2 * recurrence.lstm.hidden_size
             for piece in pieces:
                 yield self._estimate(waves, features, piece, frames, used)
@@ -132,8 +135,9 @@ class LongMixture:
 
     def _recur(
         self, recurrence: Recurrence, features: Rows, backwards: Rows, used: int, embedding: Tensor | None
-    ) -> None:
-        """Puts the recurrence's features in the place of those that it reads, the first `used` of a row."""
+    ) -> Iterator[None]:
+        """Puts the recurrence's features in the place of those that it reads, the first `used` of a row;
+        stops for breath after every piece."""
         forward, backward = one_way(recurrence.lstm)
         places = [(s, min(s + self.steps, features.count)) for s in range(0, features.count, self.steps)]
         state: tuple[Tensor, Tensor] | None = None
@@ -142,6 +146,7 @@ class LongMixture:
                 x = recurrence.before(self._features(features, start, stop, used), embedding)
                 y, state = backward(x.flip(1), state)
             backwards.write(start, y.flip(1))
+            yield
         state = None
         for start, stop in places:
             with autocast(self.device, self.precision):
@@ -149,6 +154,7 @@ class LongMixture:
                 y, state = forward(recurrence.before(x, embedding), state)
                 both = torch.cat([y, backwards.read(start, stop).to(y)], dim=2)
                 self._keep(features, start, recurrence.after(x, both, embedding))
+            yield
 
     def _features(self, features: Rows, start: int, stop: int, used: int) -> Tensor:
         return features.read(start, stop)[..., :used].to(self.device)

@@ -90,14 +90,17 @@ def separate_recording(
     listener = None
     if wishes.calibration is not None and embedding is not None:
         listener = Listener(separator, embedding)
+
+    def go_on() -> None:
+        if stopping is not None and stopping.is_set():
+            raise UserError(f"{report.mixture}: stopped")
+
     powers, count, clipped = np.zeros(2), 0, 0.0
     names = [output, *([residual_path(output)] if wishes.residual else [])]
     with suppress(_Discard), _writers(names, reader, channels) as writers:
-        for mixed, estimate in separated(separator, reader, embedding, wishes.mono, listener):
+        for mixed, estimate in separated(separator, reader, embedding, wishes.mono, listener, go_on):
             if not np.isfinite(estimate).all():
                 raise UserError(f"{report.mixture}: the estimate is NaN or infinite; the weights are damaged")
-            if stopping is not None and stopping.is_set():
-                raise UserError(f"{report.mixture}: stopped")
             kept = mixed + wishes.strength * (estimate - mixed)
             powers += _powers(mixed, kept)
             count += mixed.shape[1]
@@ -151,12 +154,16 @@ def separated(
     embedding: Tensor | None,
     mono: bool = False,
     listener: Listener | None = None,
+    go_on: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Mixture and estimate [C, n], block by block at the recording's own rate, sample-aligned and of its
-    length. A `listener` hears both at the separator's rate, averaged over the channels."""
+    length. A `listener` hears both at the separator's rate, averaged over the channels. `go_on` is called
+    before every block, and raises what should end it."""
 
     def at_own_rate() -> Iterator[np.ndarray]:
-        return _blocks(reader, mono)
+        for block in _blocks(reader, mono):
+            go_on()
+            yield block
 
     def at_separator_rate(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         return resampled(blocks, reader.rate, separator.sample_rate)
@@ -172,6 +179,7 @@ def separated(
         if listener is not None:
             heard = seen.passing(heard)
         for block in separator.separate_blocks(heard, embedding):
+            go_on()
             if listener is not None and block.shape[1]:
                 listener(seen.take(block.shape[1]).mean(axis=0), block.mean(axis=0))
             yield block

@@ -220,7 +220,7 @@ class Separator(nn.Module):
 
     def separate_blocks(self, blocks: Iterable[np.ndarray], embedding: Tensor | None) -> Iterator[np.ndarray]:
         """The same for a mixture that comes in blocks [C, n] of any sizes: the estimate's samples [C, m] as
-        they are finished.
+        they are finished (none, while a long one is being heard).
 
         Every channel is separated by itself; long signals go through in overlapping, cross-faded chunks, or,
         where the network is causal, as a stream, or, where it `hears_whole`, layer by layer, which are exact.

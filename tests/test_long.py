@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import tempfile
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,24 @@ def test_long_recordings_are_aligned_with_their_residual(tmp_path: Path, kind: s
     np.testing.assert_allclose(found + rest, mixture, atol=1e-6)
     expected = system.separate_channels(resample(mixture, rate, 16000), vector)
     np.testing.assert_allclose(found, resample(expected, 16000, rate)[:, : found.shape[1]], atol=1e-4)
+
+
+def test_a_long_recording_can_be_given_up_before_anything_is_finished(tmp_path: Path) -> None:
+    class Soon(Event):
+        asked = 0
+
+        def is_set(self) -> bool:
+            self.asked += 1
+            return self.asked > 20
+
+    system = separator_of({"kind": "film_blstm", "front_dim": 8, "lstm_dim": 8})
+    write_audio(tmp_path / "x.wav", tone_voice(0, 8.0, 0, 44100), 44100)
+    soon = Soon()
+    with pytest.raises(UserError, match="stopped"):
+        separate_recording(
+            system, tmp_path / "x.wav", torch.randn(1, 256), tmp_path / "o/y.wav", Wishes(), stopping=soon
+        )
+    assert soon.asked == 21 and not list((tmp_path / "o").iterdir())
 
 
 def test_convolutions_hear_chunks_nearly_as_the_whole() -> None:
