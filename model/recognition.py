@@ -122,7 +122,9 @@ def _wav2vec2(bundle_name: str) -> Recognizer:
 
     @torch.inference_mode()
     def hear(samples: np.ndarray) -> str:
-        best = network(torch.from_numpy(samples)[None])[0][0].argmax(-1)
+        # its convolutions need 25 ms
+        wave = torch.from_numpy(np.pad(samples, (0, max(0, RATE // 10 - len(samples)))))
+        best = network(wave[None])[0][0].argmax(-1)
         letters = [labels[i] for i in torch.unique_consecutive(best).tolist() if i != 0]
         return "".join(letters).replace("|", " ")
 

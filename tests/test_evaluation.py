@@ -15,6 +15,8 @@ import mir_eval
 import numpy as np
 import pytest
 import soundfile
+import torch
+import torchaudio
 
 import evaluate
 import generator
@@ -23,7 +25,7 @@ from config.load import run_script
 from model import evaluation
 from model.evaluation import Evaluation
 from model.evaluation_page import as_html
-from model.recognition import normalized, recognize, word_error_rate, word_errors
+from model.recognition import load_recognizer, normalized, recognize, word_error_rate, word_errors
 from model.row_scores import METRICS, SIGNAL_METRICS, RowAudio, over_suppression, overlap_share, score_row
 from tests.conftest import SHARED, TINY, tone_voice, train_arguments
 from utils.checkpoint import load_checkpoint, save_checkpoint
@@ -144,6 +146,27 @@ def test_a_real_recogniser_on_real_speech() -> None:
         errors, words = errors + wrong, words + said
     assert words > 0 and errors / words < 0.5
     assert recognize("pocketsphinx", np.zeros(16000, np.float32), 16000) == ""
+
+
+def test_wav2vec2_is_read_by_the_best_letter_of_every_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of the same shape that says one thing, because weights would have to be fetched."""
+    bundle = torchaudio.pipelines.WAV2VEC2_ASR_BASE_960H
+    labels = bundle.get_labels()
+    said = torch.tensor([labels.index(letter) for letter in "HHE-L-LLO|-|MEE--"])
+    heard: list[torch.Size] = []
+
+    class Network(torch.nn.Module):
+        def forward(self, waves: torch.Tensor) -> tuple[torch.Tensor, None]:
+            heard.append(waves.shape)
+            return torch.nn.functional.one_hot(said, len(labels))[None].float(), None
+
+    monkeypatch.setattr(type(bundle), "get_model", lambda self: Network())
+    load_recognizer.cache_clear()
+    name = "wav2vec2:WAV2VEC2_ASR_BASE_960H"
+    assert recognize(name, np.full(44100, 0.1, np.float32), 44100).split() == ["HELLO", "ME"]
+    recognize(name, np.full(20, 0.1, np.float32), 16000)
+    load_recognizer.cache_clear()
+    assert heard == [(1, 16000), (1, 1600)]
 
 
 @pytest.mark.parametrize(
