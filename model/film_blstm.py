@@ -91,7 +91,7 @@ class FilmBlstm(MaskNetwork):
         x = self.see(levelled).transpose(1, 2).flatten(2)  # [B, T, P*F]
         x = self.normalize(x.transpose(1, 2)).transpose(1, 2)
         x = nn.functional.pad(x, (0, 0, 0, -x.shape[1] % self.stack))
-        return torch.relu(self.front(x.reshape(len(x), -1, self.stack * x.shape[2])))
+        return torch.relu(self.front(x.reshape(x.shape[0], -1, self.stack * x.shape[2])))
 
     def recurrences(self) -> Iterator[Recurrence]:
         """Its LSTMs, from the first to the last."""
@@ -103,7 +103,7 @@ class FilmBlstm(MaskNetwork):
 
     def leave(self, x: Tensor) -> Tensor:
         """The last features [B, S, W] -> mask [B, S*stack, F(, 2)]."""
-        x = self.out(x).reshape(len(x), -1, self.planes * self.bins)  # [B, T, P*F]
+        x = self.out(x).reshape(x.shape[0], -1, self.planes * self.bins)  # [B, T, P*F]
         return self.to_mask(self.split_planes(x))
 
 
