@@ -73,9 +73,12 @@ def listed_jobs(path: Path, references: Sequence[Path], folder: Path) -> list[Jo
 
 def folder_jobs(folder: Path, references: Sequence[Path], out: Path) -> list[Job]:
     """All recordings below a folder but for hidden ones, and but for earlier results where `out` lies below
-    it; the same tree below `out`. Raises UserError where there is none."""
+    it; the same tree below `out`. Raises UserError where there is none, and where the results would lie among
+    the recordings, to be separated themselves the next time."""
     inside, whole = out.resolve(), folder.resolve()
-    below = inside != whole and inside.is_relative_to(whole)
+    if inside == whole:
+        raise UserError(f"{out}: is the folder of the mixtures; name another one for the results with -o")
+    below = inside.is_relative_to(whole)
     paths = [
         path
         for path in sorted(folder.rglob("*"))

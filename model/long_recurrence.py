@@ -9,9 +9,10 @@ beginning to the end; sound and features wait in temporary files meanwhile (0.13
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 
 import numpy as np
@@ -39,22 +40,20 @@ class Rows:
         self.count = 0
 
     def write(self, start: int, values: Tensor) -> None:
-        """Values [C, n, W] as rows from `start` on. Raises UserError when the disk is full."""
+        """Values [C, n, W] as rows from `start` on. Raises OSError, which names the folder, when the disk is
+        full, and UserError where there is no folder to write in."""
         rows = values.detach().float().transpose(0, 1).contiguous().cpu().numpy()
-        try:
+        with _naming_the_folder():
             self.file.seek(start * self.size)
             self.file.write(rows.tobytes())
-        except OSError as error:
-            raise UserError(
-                f"{tempfile.gettempdir()}: what waits there of a long recording cannot be written "
-                f"({error.strerror}); name a folder with more space in TMPDIR"
-            ) from error
         self.count = max(self.count, start + len(rows))
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Rows -> values [C, n, W] in float32."""
-        self.file.seek(start * self.size)
-        values = np.frombuffer(bytearray(self.file.read((stop - start) * self.size)), np.float32)
+        """Rows -> values [C, n, W] in float32. Raises OSError as `write`, of what was still to be written."""
+        with _naming_the_folder():
+            self.file.seek(start * self.size)
+            content = bytearray(self.file.read((stop - start) * self.size))
+        values = np.frombuffer(content, np.float32)
         return torch.from_numpy(values.reshape(-1, *self.shape)).transpose(0, 1)
 
     def __enter__(self) -> Rows:
@@ -63,7 +62,20 @@ class Rows:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.file.close()
+        with suppress(OSError):  # what could not be written is not wanted any more
+            self.file.close()
+
+
+@contextmanager
+def _naming_the_folder() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        advice = "what waits of a long recording goes where TMPDIR says"
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(f"no temporary file ({error.strerror}); {advice}") from error
+        error.filename, error.strerror = tempfile.gettempdir(), f"{error.strerror}; {advice}"
+        raise
 
 
 class LongMixture:
@@ -81,7 +93,7 @@ class LongMixture:
         """Blocks [C, n] and an embedding a channel [C, D] -> the estimate's samples [C, m], in pieces.
 
         The first comes when the last block has been read and all layers have heard it; before that there are
-        empty ones, after each of which it may be given up. Raises UserError when the disk is full.
+        empty ones, after each of which it may be given up. Raises OSError when the disk is full.
         """
         network = self.network
         with ExitStack() as files:
@@ -95,7 +107,10 @@ class LongMixture:
             frames = -(-waves.count // self.hop) + 1
             pieces = self._pieces(frames)
             channels = waves.shape[0]
-            powers = [network.power(self._seen(self._spectra(waves, *piece))) for piece in pieces]
+            powers = []
+            for piece in pieces:
+                powers.append(network.power(self._seen(self._spectra(waves, *piece))))
+                yield torch.zeros(channels, 0)
             level = network.level(torch.cat(powers, dim=1), network.level_frames)
             recurrences = list(network.recurrences())
             width = max(recurrences[0].lstm.input_size, *(2 * r.lstm.hidden_size for r in recurrences))

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from model.presence import PIECE_SECONDS, Calibration, Listener
-from model.separator import Separator
+from model.separator import CHUNK_SECONDS, Separator
 from utils.audio_check import clipped_share
 from utils.audio_stream import AudioReader, AudioWriter, audio_writer, resampled
 from utils.errors import UserError
@@ -168,7 +168,8 @@ def separated(
     def at_separator_rate(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         return resampled(blocks, reader.rate, separator.sample_rate)
 
-    again = separator.hears_whole  # so that nothing of it has to be kept
+    short = 0 < reader.frames <= CHUNK_SECONDS * reader.rate
+    again = separator.hears_whole and not short  # so that nothing of it has to be kept
     mixed, seen = (
         _Parts(at_own_rate if again else None),
         _Parts((lambda: at_separator_rate(at_own_rate())) if again else None),

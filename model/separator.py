@@ -37,6 +37,7 @@ from model.spectral import Spectral
 from model.unet import UNet
 from model.voicefilter import VoiceFilter
 from utils.audio import LARGEST_SAMPLE, resample
+from utils.audio_stream import FASTEST, SLOWEST
 from utils.checkpoint import load_checkpoint
 from utils.device import autocast
 from utils.errors import UserError
@@ -48,7 +49,6 @@ FORMAT = "voice-separation-1"
 CHUNK_SECONDS, OVERLAP_SECONDS, FADE_SECONDS = 24.0, 3.0, 0.25
 CHUNKS_AT_ONCE = 8
 """On an accelerator; a CPU is busy with one."""
-
 
 RUNS = Path("chkpt")
 SHIPPED = Path(__file__).parents[1] / "weights"
@@ -191,8 +191,9 @@ class Separator(nn.Module):
         Raises ValueError for other shapes and numbers, UserError for a reference with too little speech.
         """
         other = rate if reference_rate is None else reference_rate
-        if min(rate, other) < 1:
-            raise ValueError(f"{min(rate, other)} Hz: expected a rate above 0")
+        for named in (rate, other):
+            if not SLOWEST <= named <= FASTEST:
+                raise ValueError(f"{named} Hz: expected a rate from {SLOWEST} to {FASTEST}")
         samples = as_channels(mixture, "mixture")
         embedding = None
         if self.embedder is not None:
@@ -276,9 +277,8 @@ class Separator(nn.Module):
             held.append(block)
             waiting += block.shape[1]
             if waiting > chunk:
-                long = LongMixture(
-                    self.network, self.spectral, self.masking, self.precision, self.sample_rate
-                )
+                rate = self.sample_rate
+                long = LongMixture(self.network, self.spectral, self.masking, self.precision, rate)
                 vectors = None if embedding is None else embedding.expand(len(block), -1)
                 yield from long(chain(held, blocks), vectors)
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import tempfile
 from pathlib import Path
 from threading import Event
@@ -16,9 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from config.load import load_config
-from model import long_recurrence, separator
+from model import long_recurrence, recording, separator
 from model.dvector import DVector
-from model.long_recurrence import Rows
 from model.recording import Wishes, separate_recording
 from model.separator import Separator
 from tests.conftest import tone_voice
@@ -28,7 +28,8 @@ from utils.errors import UserError
 
 @pytest.fixture(autouse=True)
 def short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(separator, "CHUNK_SECONDS", 1.0)
+    for module in (separator, recording):
+        monkeypatch.setattr(module, "CHUNK_SECONDS", 1.0)
     monkeypatch.setattr(separator, "OVERLAP_SECONDS", 0.4)
     monkeypatch.setattr(long_recurrence, "PIECE_SECONDS", 0.5)
     monkeypatch.setattr(long_recurrence, "MEMORY_BYTES", 10_000)  # files from the beginning
@@ -142,14 +143,53 @@ def test_convolutions_hear_chunks_nearly_as_the_whole() -> None:
     assert np.square(pieces - whole).mean() < 0.05 * np.square(whole).mean()
 
 
-def test_a_full_disk_is_said_with_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Full:
+@pytest.mark.parametrize(
+    ("number", "kind", "words"),
+    [
+        (errno.ENOSPC, OSError, "No space left on device; what waits of a long recording goes where TMPDIR"),
+        (errno.ENOENT, UserError, "no temporary file .*TMPDIR"),
+    ],
+)
+def test_rows_that_cannot_be_written_name_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception], words: str
+) -> None:
+    class Broken:
         def seek(self, place: int) -> None: ...
 
         def write(self, data: bytes) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(number, os.strerror(number))
 
-    rows = Rows(1, 4)
-    monkeypatch.setattr(rows, "file", Full())
-    with pytest.raises(UserError, match=rf"{tempfile.gettempdir()}: .*No space left on device.*TMPDIR"):
-        rows.write(0, torch.zeros(1, 2, 4))
+        read = write
+
+        def close(self) -> None:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(long_recurrence.tempfile, "SpooledTemporaryFile", lambda max_size: Broken())
+    system = separator_of({"kind": "film_blstm", "front_dim": 8, "lstm_dim": 8})
+    write_audio(tmp_path / "x.wav", tone_voice(0, 3.0, 0), 16000)
+    with pytest.raises(kind, match=words) as caught:
+        separate_recording(system, tmp_path / "x.wav", torch.randn(1, 256), tmp_path / "o/y.wav", Wishes())
+    if kind is OSError:
+        assert caught.value.filename == tempfile.gettempdir()  # type: ignore[attr-defined]
+    assert not list((tmp_path / "o").iterdir())
+
+
+def test_a_file_that_changes_under_its_reader_is_refused(tmp_path: Path) -> None:
+    system = separator_of({"kind": "film_blstm", "front_dim": 8, "lstm_dim": 8})
+    write_audio(tmp_path / "x.wav", tone_voice(0, 3.0, 0), 16000)
+
+    class Meanwhile(Event):
+        asked = 0
+
+        def is_set(self) -> bool:
+            self.asked += 1
+            if self.asked == 10:
+                write_audio(tmp_path / "x.wav", tone_voice(1, 3.0, 0), 16000)
+            return False
+
+    place = tmp_path / "o/y.wav"
+    with pytest.raises(UserError, match="was changed while it was read"):
+        separate_recording(
+            system, tmp_path / "x.wav", torch.randn(1, 256), place, Wishes(), stopping=Meanwhile()
+        )
+    assert not list((tmp_path / "o").iterdir())

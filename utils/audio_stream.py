@@ -38,16 +38,20 @@ SMALLEST_SHARE_OF_CONTAINERS = 0.95
 """The same of containers, which count the padding of their codec, or round."""
 
 
+SLOWEST, FASTEST = 100, 10_000_000
+"""Samples a second of what may be sound, in Hz."""
+
+
 class AudioReader:
     """A recording of any format that libsndfile or PyAV knows: its `rate` in Hz, its number of `channels`.
 
     `frames`: the samples a channel that its header promises, 0 where it does not say. Raises UserError for a
-    file that is missing or no audio.
+    file that is missing or no audio, or says a rate that no sound has.
     """
 
     def __init__(self, path: Path | str) -> None:
         require_file(path)
-        self.path = path
+        self.path, self._state = path, _state(path)
         try:
             with soundfile.SoundFile(system_name(path)) as file:
                 self.rate, self.channels = int(file.samplerate), int(file.channels)
@@ -61,11 +65,15 @@ class AudioReader:
             if first is None:
                 raise UserError(f"{path}: holds no samples") from None
             self.channels = len(first)
+        if not SLOWEST <= self.rate <= FASTEST:
+            raise UserError(f"{path}: {self.rate} Hz; expected {SLOWEST} to {FASTEST}")
 
     def blocks(self, seconds: float = 1.0) -> Iterator[np.ndarray]:
         """All samples, float32 [C, n], about `seconds` at a time. Raises UserError where the file breaks off
-        or ends before its header says, for NaN, infinity and numbers that are no sound, and for a file
-        without samples."""
+        or ends before its header says, for NaN, infinity and numbers that are no sound, for a file
+        without samples, and for one that is not what it was when it was opened."""
+        if _state(self.path) != self._state:
+            raise UserError(f"{self.path}: was changed while it was read")
         count = 0
         parts = self._read(max(1, round(seconds * self.rate))) if self._by_sndfile else av_blocks(self.path)
         for block in parts:
@@ -91,6 +99,12 @@ class AudioReader:
                     yield np.ascontiguousarray(block.T)
         except soundfile.LibsndfileError as error:
             raise UserError(f"{self.path}: not a readable audio file ({error})") from error
+
+
+def _state(path: Path | str) -> tuple[int, ...]:
+    """By which a file is the same as before."""
+    found = os.stat(path)
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class AudioWriter:
