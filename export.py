@@ -102,6 +102,10 @@ def compare(separator: Separator, exported: Separator) -> str:
         for batch in (1, 3):
             inputs = example(separator, batch, frames)
             ours, theirs = separator.network(*inputs), exported.network(*inputs)
+            if ours.shape != theirs.shape:
+                raise UserError(
+                    f"the graph gives {tuple(theirs.shape)} for {tuple(ours.shape)}; nothing is kept"
+                )
             found["mask"] = max(found["mask"], (ours - theirs).abs().max().item())
             if separator.embedder is not None and exported.embedder is not None:
                 embedder = separator.embedder
