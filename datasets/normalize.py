@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -40,7 +40,7 @@ from utils.audio import (
 )
 from utils.errors import UserError
 from utils.files import atomic_file, write_csv
-from utils.processes import cores, worker_pool
+from utils.processes import cores, in_processes
 from utils.progress import progress_bar
 
 PROCESSES = cores()
@@ -169,7 +169,9 @@ def normalize_tree(source: Path, target: Path, settings: Settings, processes: in
     taken = {task.path for task in left}
     rows = {task.path: done[task.path] for task in tasks if task.path not in taken}
     with (target / RECORD).open("a", encoding="utf-8") as record:
-        for row in progress_bar(_run(left, processes), "normalize", len(left), unit="file"):
+        for row in progress_bar(
+            in_processes(_process, left, processes, "normalising"), "normalize", len(left), unit="file"
+        ):
             rows[row.path] = row
             if row.kind != "failed":
                 record.write(json.dumps(asdict(row)) + "\n")
@@ -252,17 +254,6 @@ def _remove_leftovers(target: Path, outputs: set[str]) -> None:
             folder, stem, suffix = match.groups()
             if f"{folder}{stem}{suffix}" in outputs:
                 path.unlink()
-
-
-def _run(tasks: Sequence[Task], processes: int) -> Iterator[Row]:
-    """Rows in the order of the tasks."""
-    processes = min(processes, len(tasks))
-    if processes <= 1:
-        yield from map(_process, tasks)
-        return
-    with worker_pool(processes, "normalising") as pool:
-        # few at a time: what is finished and not yet recorded is made again after a kill
-        yield from pool.map(_process, tasks, chunksize=4)
 
 
 def _write_report(target: Path, done: Sequence[Row], failed: Sequence[Row], orphans: Sequence[Row]) -> None:

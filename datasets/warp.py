@@ -15,9 +15,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from datasets.corpus import Utterance, index_corpus
 from utils.audio import read_mono, write_flac
 from utils.errors import UserError
 from utils.files import write_csv
-from utils.processes import cores, worker_pool
+from utils.processes import cores, in_processes
 from utils.progress import progress_bar
 
 PITCH_FLOOR, PITCH_CEILING = 65.0, 500.0  # Hz, where Praat looks for the pitch
@@ -96,7 +97,7 @@ def warp_voice(samples: np.ndarray, rate: int, warp: Warp) -> np.ndarray:
     return (values / max(1.0, np.abs(values).max() / FULL_SCALE)).astype(np.float32)
 
 
-def _praat():  # type: ignore[no-untyped-def]
+def _praat() -> Any:
     try:
         import parselmouth
     except ImportError as error:
@@ -131,7 +132,9 @@ def warp_corpus(
         for warp in warps.get(utterance.speaker, ())
     ]
     left = [task for task in tasks if not task.output.exists()]
-    causes = progress_bar(_run(left, processes), "new voices", len(left), unit="file")
+    causes = progress_bar(
+        in_processes(_process, left, processes, "voice-making"), "new voices", len(left), unit="file"
+    )
     return [(task, cause) for task, cause in zip(left, causes, strict=True) if cause]
 
 
@@ -144,15 +147,6 @@ def _require_same_voices(target: Path, rows: Sequence[tuple[str, ...]]) -> None:
     for row in rows:
         if known.get(row[0], row) != row:
             raise UserError(f"{target}: holds the voice {row[0]} with other factors; take another folder")
-
-
-def _run(tasks: Sequence[Task], processes: int) -> Iterator[str]:
-    processes = min(processes, len(tasks))
-    if processes <= 1:
-        yield from map(_process, tasks)
-        return
-    with worker_pool(processes, "voice-making") as pool:
-        yield from pool.map(_process, tasks, chunksize=4)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,13 +6,16 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from utils.errors import UserError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 def cores() -> int:
@@ -41,6 +44,20 @@ def worker_pool(
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def in_processes(
+    work: Callable[[Task], Result], tasks: Sequence[Task], processes: int, what: str
+) -> Iterator[Result]:
+    """`work` of every task, in their order, in up to `processes` processes (1: in this one). Raises UserError
+    as `worker_pool`."""
+    processes = min(processes, len(tasks))
+    if processes <= 1:
+        yield from map(work, tasks)
+        return
+    with worker_pool(processes, what) as pool:
+        # few at a time: what is finished and not yet recorded is made again after a kill
+        yield from pool.map(work, tasks, chunksize=4)
 
 
 def _start(prepare: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
