@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +36,7 @@ from model.features import reference_embeddings
 from model.lite import Lite
 from model.onnx_network import OnnxGraph
 from model.scoring import score_outputs
-from model.separator import Separator, checkpoint_of
+from model.separator import CHUNK_SECONDS, Separator, checkpoint_of
 from utils.errors import UserError
 from utils.files import atomic_file, require_writable
 
@@ -95,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @torch.inference_mode()
 def compare(separator: Separator, exported: Separator) -> str:
-    """The largest difference of masks and embedder's vectors at LENGTHS. Raises UserError above TOLERANCE."""
+    """The largest difference of masks and embedder's vectors at LENGTHS, and of the samples of more than a
+    piece where that goes through layer by layer. Raises UserError above TOLERANCE."""
     torch.manual_seed(0)
     found = {"mask": 0.0}
     for frames in LENGTHS:
@@ -113,6 +115,11 @@ def compare(separator: Separator, exported: Separator) -> str:
                 features = embedder.features(0.1 * noise)
                 difference = (embedder(features) - exported.embedder(features)).abs().max().item()
                 found["embedder"] = max(found.get("embedder", 0.0), difference)
+    if exported.hears_whole:
+        long = 0.1 * torch.randn(1, round((CHUNK_SECONDS + 2) * separator.sample_rate)).numpy()
+        vector = None if separator.embedder is None else example(separator, 1, 1)[1]
+        heard = [one.separate_channels(long, vector) for one in (separator, exported)]
+        found["long recording"] = float(np.abs(heard[0] - heard[1]).max())
     if (worst := max(found.values())) > TOLERANCE:
         raise UserError(
             f"the graphs differ from PyTorch by {worst:.2g}, more than {TOLERANCE}; nothing is kept"

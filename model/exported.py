@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from config.load import check_config
 from config.schema import Config
 from model.embedder import Embedder
+from model.film_blstm import FilmBlstm
 from model.foreign import build_embedder
+from model.graph_parts import GraphRecurrence, Marked, Parts
 from model.lite import Lite, LiteState
 from model.mask_network import MaskNetwork
 from model.onnx_network import OnnxGraph
@@ -26,6 +29,8 @@ from utils.files import atomic_file
 FORMAT = "voice-separation-onnx-1"
 SEPARATOR, EMBEDDER = "separator.onnx", "embedder.onnx"
 OPSET = 17
+LAYERED = "layered"
+"""The note of a graph that model/graph_parts.py can cut."""
 STATES = ("hidden", "cell", "share")
 
 
@@ -60,14 +65,17 @@ def export_separator(separator: Separator, folder: Path) -> list[Path]:
     if embedding is not None:
         inputs, names = [*inputs, embedding], [*names, "embedding"]
     module = alone(network)
-    outputs = ["mask"]
+    outputs, inside = ["mask"], []
     axes: dict[str, dict[int, str]] = {
         "mixture": {0: "batch", 1: "frames"},
         "mask": {0: "batch", 1: "frames"},
     }
     if embedding is not None:
         axes["embedding"] = {0: "batch"}
-    if isinstance(network, Lite):
+    if isinstance(network, FilmBlstm):
+        module = Marked(network)
+        inside = module.names
+    elif isinstance(network, Lite):
         module = _StreamedLite(network)
         inputs += list(empty_state(separator.config, 2))
         names += list(STATES)
@@ -78,9 +86,10 @@ def export_separator(separator: Separator, folder: Path) -> list[Path]:
         "format": FORMAT,
         "config": json.dumps(separator.config.model_dump()),
         "presence": json.dumps(separator.presence),
+        **({LAYERED: "yes"} if inside else {}),
     }
     paths = [folder / SEPARATOR]
-    _write(module, inputs, paths[0], names, outputs, axes, notes)
+    _write(module, inputs, paths[0], names, outputs, axes, notes, inside)
     if embedder is not None:
         paths.append(folder / EMBEDDER)
         features = embedder.features(torch.randn(2, embedder.sample_rate * 2))[:, : embedder.shortest]
@@ -139,7 +148,9 @@ def _write(
     outputs: Sequence[str],
     axes: dict[str, dict[int, str]],
     notes: dict[str, str],
+    inside: Sequence[str] = (),
 ) -> None:
+    """The module's outputs behind `outputs` are values `inside` the graph, which only get their names."""
     import onnx
 
     with atomic_file(path) as temporary, warnings.catch_warnings():
@@ -153,10 +164,11 @@ def _write(
             dynamo=False,
             opset_version=OPSET,
             input_names=list(names),
-            output_names=list(outputs),
+            output_names=[*outputs, *inside],
             dynamic_axes=axes,
         )
         graph = onnx.load(str(temporary))
+        del graph.graph.output[len(outputs) :]
         for key, value in notes.items():
             graph.metadata_props.add(key=key, value=value)
         onnx.save(graph, str(temporary))
@@ -181,6 +193,27 @@ class ExportedMask(MaskNetwork):
         if (embedding := self.condition(embedding, len(mixture))) is not None:
             inputs["embedding"] = embedding
         return self.graph.run_named(inputs)[0]
+
+
+class ExportedFilmBlstm(ExportedMask):
+    """A network of bidirectional LSTMs as a graph, which long recordings go through layer by layer."""
+
+    def __init__(self, graph: OnnxGraph, like: FilmBlstm) -> None:
+        super().__init__(graph, like)
+        self.stack, self.level_frames = like.stack, like.level_frames
+
+    @cached_property
+    def _parts(self) -> Parts:
+        return Parts(self.graph)
+
+    def enter(self, levelled: Tensor) -> Tensor:
+        return self._parts.enter(levelled)
+
+    def recurrences(self) -> Iterator[GraphRecurrence]:
+        return iter(self._parts.recurrences)
+
+    def leave(self, x: Tensor) -> Tensor:
+        return self._parts.leave(x)
 
 
 class ExportedLite(Lite):
@@ -212,6 +245,8 @@ def with_graphs(
     network = separator.network
     if isinstance(network, Lite):
         separator.network = ExportedLite(separator_graph, network, separator.config)
+    elif isinstance(network, FilmBlstm) and LAYERED in separator_graph.notes:
+        separator.network = ExportedFilmBlstm(separator_graph, network)
     else:
         separator.network = ExportedMask(separator_graph, network)
     if separator.embedder is not None and embedder_graph is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -19,6 +19,12 @@ class Outward(Protocol):
     def __call__(self, x: Tensor, y: Tensor, embedding: Tensor | None) -> Tensor: ...
 
 
+State = tuple[Tensor, Tensor]
+"""Of an LSTM in one direction, hidden and cell [1, B, H]."""
+OneWay = Callable[[Tensor, State | None], tuple[Tensor, State]]
+"""Such an LSTM: x [B, S, W] and the state before -> (y [B, S, H], the state behind)."""
+
+
 class Recurrence(NamedTuple):
     """A bidirectional LSTM of one layer, between what looks at every step by itself: `before` makes its
     input of the features x [B, S, W], `after` the next features of x and its output y [B, S, 2H]."""
@@ -29,6 +35,25 @@ class Recurrence(NamedTuple):
 
     def __call__(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         return self.after(x, self.lstm(self.before(x, embedding))[0], embedding)
+
+    @property
+    def input_size(self) -> int:
+        return self.lstm.input_size
+
+    @property
+    def hidden_size(self) -> int:
+        return self.lstm.hidden_size
+
+    def directions(self) -> tuple[OneWay, OneWay]:
+        """The LSTM's two directions, each with its weights: (forwards, backwards)."""
+        lstm, ways = self.lstm, []
+        for suffix in ("", "_reverse"):
+            one = nn.LSTM(lstm.input_size, lstm.hidden_size, batch_first=True, device="meta")
+            for name in list(one._parameters):
+                setattr(one, name, getattr(lstm, name + suffix))
+            ways.append(one.train(lstm.training))
+        forward, backward = ways
+        return forward, backward
 
 
 class FilmBlstm(MaskNetwork):

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import errno
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.film_blstm import FilmBlstm, Recurrence
+from model.film_blstm import Inward, OneWay, Outward, State
 from model.mask_network import at_level
 from model.masks import Masking
 from model.spectral import Spectral, stft
@@ -78,11 +79,40 @@ def _naming_the_folder() -> Iterator[None]:
         raise
 
 
+class Layer(Protocol):
+    """A bidirectional LSTM and what surrounds it, see model.film_blstm.Recurrence."""
+
+    @property
+    def input_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def before(self) -> Inward: ...
+    @property
+    def after(self) -> Outward: ...
+    def directions(self) -> tuple[OneWay, OneWay]: ...
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """A mask network that can be gone through layer by layer, see model.film_blstm.FilmBlstm."""
+
+    stack: int
+    planes: int
+    level_frames: int
+
+    def power(self, mixture: Tensor) -> Tensor: ...
+    def level(self, power: Tensor, frames: int) -> Tensor: ...
+    def enter(self, levelled: Tensor) -> Tensor: ...
+    def recurrences(self) -> Iterator[Layer]: ...
+    def leave(self, x: Tensor) -> Tensor: ...
+
+
 class LongMixture:
     """Separates a mixture [C, N] whose samples come in blocks, and of which there is more than a piece."""
 
     def __init__(
-        self, network: FilmBlstm, spectral: Spectral, masking: Masking, precision: str, sample_rate: int
+        self, network: Layered, spectral: Spectral, masking: Masking, precision: str, sample_rate: int
     ) -> None:
         self.network, self.spectral, self.masking, self.precision = network, spectral, masking, precision
         self.hop, self.half, self.device = spectral.hop_length, spectral.n_fft // 2, spectral.window.device
@@ -113,19 +143,19 @@ class LongMixture:
                 yield torch.zeros(channels, 0)
             level = network.level(torch.cat(powers, dim=1), network.level_frames)
             recurrences = list(network.recurrences())
-            width = max(recurrences[0].lstm.input_size, *(2 * r.lstm.hidden_size for r in recurrences))
+            width = max(recurrences[0].input_size, *(2 * r.hidden_size for r in recurrences))
             features = files.enter_context(Rows(channels, width))
-            backwards = files.enter_context(Rows(channels, recurrences[0].lstm.hidden_size))
+            backwards = files.enter_context(Rows(channels, recurrences[0].hidden_size))
             for piece in pieces:
                 with autocast(self.device, self.precision):
                     levelled = at_level(self._seen(self._spectra(waves, *piece)), _part(level, *piece))
                     self._keep(features, piece[0] // network.stack, network.enter(levelled))
                 yield torch.zeros(channels, 0)
-            used = recurrences[0].lstm.input_size
+            used = recurrences[0].input_size
             for recurrence in recurrences:
                 for _ in self._recur(recurrence, features, backwards, used, embedding):
                     yield torch.zeros(channels, 0)
-                used = 2 * recurrence.lstm.hidden_size
+                used = 2 * recurrence.hidden_size
             for piece in pieces:
                 yield self._estimate(waves, features, piece, frames, used)
 
@@ -149,13 +179,13 @@ class LongMixture:
         rows.write(start, nn.functional.pad(values, (0, rows.shape[1] - values.shape[2])))
 
     def _recur(
-        self, recurrence: Recurrence, features: Rows, backwards: Rows, used: int, embedding: Tensor | None
+        self, recurrence: Layer, features: Rows, backwards: Rows, used: int, embedding: Tensor | None
     ) -> Iterator[None]:
         """Puts the recurrence's features in the place of those that it reads, the first `used` of a row;
         stops for breath after every piece."""
-        forward, backward = one_way(recurrence.lstm)
+        forward, backward = recurrence.directions()
         places = [(s, min(s + self.steps, features.count)) for s in range(0, features.count, self.steps)]
-        state: tuple[Tensor, Tensor] | None = None
+        state: State | None = None
         for start, stop in reversed(places):
             with autocast(self.device, self.precision):
                 x = recurrence.before(self._features(features, start, stop, used), embedding)
@@ -193,14 +223,3 @@ class LongMixture:
 
 def _part(level: Tensor, start: int, stop: int) -> Tensor:
     return level if level.shape[1] == 1 else level[:, start:stop]
-
-
-def one_way(lstm: nn.LSTM) -> tuple[Callable[..., tuple[Tensor, tuple[Tensor, Tensor]]], ...]:
-    """The two directions of a bidirectional LSTM of one layer, with its weights: (forwards, backwards)."""
-    directions = []
-    for suffix in ("", "_reverse"):
-        one = nn.LSTM(lstm.input_size, lstm.hidden_size, batch_first=True, device="meta")
-        for name in list(one._parameters):
-            setattr(one, name, getattr(lstm, name + suffix))
-        directions.append(one.train(lstm.training))
-    return tuple(directions)

@@ -38,14 +38,24 @@ class OnnxGraph(nn.Module):
         """Raises UserError for a file that is missing or no graph that can be run."""
         if not path.is_file():
             raise UserError(f"{path}: no such ONNX file")
-        graph = cls()
-        # a buffer of no bytes is refused by torch, one zero by onnxruntime
-        graph.set_extra_state(torch.frombuffer(bytearray(path.read_bytes() or b"\0"), dtype=torch.uint8))
+        graph = cls.of(path.read_bytes())
         try:
             graph.session(torch.device("cpu"))
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         return graph
+
+    @classmethod
+    def of(cls, content: bytes) -> OnnxGraph:
+        """The graph of a file's content, not looked at yet."""
+        graph = cls()
+        # a buffer of no bytes is refused by torch, one zero by onnxruntime
+        graph.set_extra_state(torch.frombuffer(bytearray(content or b"\0"), dtype=torch.uint8))
+        return graph
+
+    @property
+    def content(self) -> bytes:
+        return self._graph.numpy().tobytes()
 
     def get_extra_state(self) -> Tensor:
         return self._graph
@@ -76,10 +86,9 @@ class OnnxGraph(nn.Module):
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
             options.log_severity_level = 4  # what goes wrong is raised, too
-            content = self._graph.numpy().tobytes()
             try:
                 self._sessions[key] = onnxruntime.InferenceSession(
-                    content, options, [*providers, "CPUExecutionProvider"]
+                    self.content, options, [*providers, "CPUExecutionProvider"]
                 )
             except _errors() as error:
                 raise UserError(f"no ONNX graph that can be run ({_one_line(error)})") from error

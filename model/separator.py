@@ -28,7 +28,7 @@ from model.embedder import Embedder
 from model.film_blstm import FilmBlstm
 from model.foreign import embedder_from_content
 from model.lite import Lite
-from model.long_recurrence import LongMixture
+from model.long_recurrence import Layered, LongMixture
 from model.mask_network import MaskNetwork
 from model.masks import Masking
 from model.onnx_network import OnnxMask
@@ -261,7 +261,7 @@ class Separator(nn.Module):
     @property
     def hears_whole(self) -> bool:
         """Whether `separate_blocks` takes the last block before it gives the first of a long mixture."""
-        return isinstance(self.network, FilmBlstm) and self.spectral.pad_mode == "constant"
+        return isinstance(self.network, Layered) and self.spectral.pad_mode == "constant"
 
     def _whole(
         self,
@@ -271,7 +271,7 @@ class Separator(nn.Module):
         embedding: Tensor | None,
     ) -> Iterator[Tensor]:
         """Up to `chunk` samples through `process` in one piece, more of them layer by layer."""
-        assert isinstance(self.network, FilmBlstm)
+        assert isinstance(self.network, Layered)
         held, waiting = [], 0
         for block in blocks:
             held.append(block)

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from config.load import load_config
 from model import long_recurrence, recording, separator
 from model.dvector import DVector
+from model.exported import export_separator, exported_separator, quantize
+from model.onnx_network import OnnxGraph
 from model.recording import Wishes, separate_recording
 from model.separator import Separator
 from tests.conftest import tone_voice
@@ -98,6 +100,31 @@ def test_bfloat16_hears_the_same_within_its_rounding() -> None:
     mixture, vector = tone_voice(0, 3.0, 0)[None], torch.randn(1, 256)
     found, whole = system.separate_channels(mixture, vector), in_one_piece(system, mixture, vector)
     assert np.square(found - whole).sum() < 1e-4 * np.square(whole).sum()  # -40 dB
+
+
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("network", [{}, {"embedding": "none"}, {"mask": "complex", "stack": 3}])
+def test_its_graph_does_too(tmp_path: Path, network: dict[str, Any], small: bool) -> None:
+    sizes = {"front_dim": 16, "lstm_dim": 8, "residual_layers": 1, "level_frames": 41}
+    system = separator_of({"kind": "film_blstm", **sizes, **network})
+    path = export_separator(system, tmp_path)[0]
+    if small:
+        path = quantize(path, tmp_path / "int8")
+        for embedder in tmp_path.glob("embedder.onnx"):
+            embedder.rename(path.with_name(embedder.name))
+    exported = exported_separator(path, OnnxGraph.load(path))
+    assert exported.hears_whole
+    mixture = np.random.default_rng(0).standard_normal((2, 39_999)).astype(np.float32) * 0.1
+    vectors = None if system.embedder is None else torch.randn(2, 256)
+    blocks = np.split(mixture, [5, 20_000], axis=1)
+    found = np.concatenate(list(exported.separate_blocks(blocks, vectors)), axis=1)
+    with torch.inference_mode():
+        whole = exported(torch.from_numpy(mixture), vectors).numpy()
+    error = np.square(found - whole).sum() / np.square(whole).sum()
+    # activations of 8 bits share one scale a piece
+    assert error < (1e-2 if small else 1e-9)
+    if not small:
+        np.testing.assert_allclose(found, system.separate_channels(mixture, vectors), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["film_blstm", "voicefilter"])
