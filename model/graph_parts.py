@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from model.film_blstm import FilmBlstm, State
 from model.onnx_network import OnnxGraph
+from utils.errors import UserError
 
 LEVELLED, FEATURES, STEPS_MASK = "levelled", "features_{}", "mask_of_steps"
 """What goes into the first layer, what lies before and behind every LSTM, and the mask with its last step's
@@ -86,7 +87,8 @@ class OneWay:
 
 
 class Parts:
-    """What a graph that `Marked` was written to does, layer by layer, as FilmBlstm."""
+    """What a graph that `Marked` was written to does, layer by layer, as FilmBlstm. Raises UserError for one
+    that has been changed."""
 
     def __init__(self, graph: OnnxGraph) -> None:
         scissors = _Scissors(graph)
@@ -114,6 +116,12 @@ class _Scissors:
         self._weights = {tensor.name: tensor for tensor in model.graph.initializer}
         ends = {name for node in self.lstms for name in (node.input[0], node.output[0])}
         ends |= {LEVELLED, STEPS_MASK, *(FEATURES.format(i) for i in range(len(self.lstms) + 1))}
+        made = {name for node in model.graph.node for name in node.output}
+        weights = {node.input[place] for node in self.lstms for place in (1, 2)}
+        if missing := sorted((ends - made) | (weights - self._weights.keys())):
+            raise UserError(
+                f"the graph has no {missing[0]!r} any more, where export.py has it cut for long recordings"
+            )
         del model.graph.value_info[:]
         model.graph.value_info.extend(map(_value, sorted(ends)))
         self._extractor = Extractor(model)

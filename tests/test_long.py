@@ -10,6 +10,7 @@ from threading import Event
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import soundfile
 import torch
@@ -125,6 +126,21 @@ def test_its_graph_does_too(tmp_path: Path, network: dict[str, Any], small: bool
     assert error < (1e-2 if small else 1e-9)
     if not small:
         np.testing.assert_allclose(found, system.separate_channels(mixture, vectors), atol=1e-5)
+
+
+def test_a_graph_that_somebody_changed_takes_short_mixtures_only(tmp_path: Path) -> None:
+    path = export_separator(separator_of({"kind": "film_blstm", "front_dim": 8, "lstm_dim": 8}), tmp_path)[0]
+    graph = onnx.load(path)
+    for node in graph.graph.node:
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                if name == "features_1":
+                    names[place] = "renamed"
+    onnx.save(graph, path)
+    exported = exported_separator(path, OnnxGraph.load(path))
+    assert exported.separate(tone_voice(0, 0.9, 0), tone_voice(0, 2.0, 1), rate=16000).any()
+    with pytest.raises(UserError, match="no 'features_1' any more"):
+        exported.separate(tone_voice(0, 2.0, 0), tone_voice(0, 2.0, 1), rate=16000)
 
 
 @pytest.mark.parametrize("kind", ["film_blstm", "voicefilter"])
