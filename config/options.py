@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from utils.codecs import CODECS
+
 
 class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -30,6 +32,13 @@ def _in_order(value: float | list[float]) -> float | list[float]:
     return value
 
 
+def _known_codec(name: str) -> str:
+    if name not in CODECS:
+        raise ValueError(f"{name}: expected one of {', '.join(CODECS)}")
+    return name
+
+
+CodecName = Annotated[str, AfterValidator(_known_codec)]
 Level = Annotated[float | list[float], AfterValidator(_in_order)]
 """A level or ratio in dB: one number, or a range to draw from uniformly."""
 
@@ -118,6 +127,14 @@ class Equalization(Options):
 
     share: float = Field(0.0, ge=0, le=1)
     range_db: float = Field(6.0, gt=0, le=40)
+
+
+class Coding(Options):
+    """A share of the sources comes out of a lossy codec (behind its microphone, before its room), drawn from
+    `codecs`. References stay as they were recorded."""
+
+    share: float = Field(0.0, ge=0, le=1)
+    codecs: list[CodecName] = Field(default_factory=lambda: list(CODECS), min_length=1)
 
 
 def check_sounds(corpora: Corpora, sounds: Iterable[str], room: Reverberation) -> None:

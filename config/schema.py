@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from config.network_schema import Loss, Network, VoiceFilterNetwork
 from config.options import (
     Background,
+    Coding,
     Corpora,
     Equalization,
     HeldOut,
@@ -114,6 +115,7 @@ class Data(Corpora):
     padding: float = Field(0.0, ge=0, lt=1)
     gain_db: Level | None = None
     equalization: Equalization = Equalization()
+    coding: Coding = Coding()
     reverberation: Reverberation = Reverberation()
     paired: bool = False
     reverse: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -124,8 +125,8 @@ class Drawer:
         return self._finish(recipe, generator)
 
     def _finish(self, recipe: Recipe, generator: np.random.Generator) -> Recipe:
-        """Puts everything into a room, before its microphone and to its final level."""
-        target, interference, equalization = recipe.target, recipe.interference, self.data.equalization
+        """Puts everything into a room, before its microphone, through its codec and to its final level."""
+        target, interference = recipe.target, recipe.interference
         # sounds of a pair are in the order of its first example, so that both examples have them alike
         swapped = self.data.paired and recipe.index % 2
         if place := self.around.draw_rooms(generator):
@@ -135,12 +136,18 @@ class Drawer:
                 early = self.data.reverberation.target == "early"
                 target = replace(target, room=replace(rooms.pop(0), early=early))
             interference = tuple(replace(s, room=r) for s, r in zip(interference, rooms, strict=True))
-        if equalization.share:
-            curves = [self._equalizer(generator) for _ in recipe.sources]
-            curves = curves[::-1] if swapped else curves
+        for name, share, drawn in (
+            ("equalizer", self.data.equalization.share, self._equalizer),
+            ("codec", self.data.coding.share, self._codec),
+        ):
+            if not share:
+                continue
+            values = [drawn(generator) if generator.random() < share else None for _ in recipe.sources]
+            values = values[::-1] if swapped else values
+            changes: list[dict[str, Any]] = [{} if value is None else {name: value} for value in values]
             if target:
-                target = replace(target, equalizer=curves.pop(0))
-            interference = tuple(replace(s, equalizer=c) for s, c in zip(interference, curves, strict=True))
+                target = replace(target, **changes.pop(0))
+            interference = tuple(replace(s, **c) for s, c in zip(interference, changes, strict=True))
         gain_db = 0.0 if self.data.gain_db is None else draw_level(self.data.gain_db, generator)
         return replace(
             recipe, target=target, interference=interference, gain_db=gain_db,
@@ -148,11 +155,13 @@ class Drawer:
         )  # fmt: skip
 
     def _equalizer(self, generator: np.random.Generator) -> tuple[float, ...]:
-        """The gains of another microphone, none for the share of the sources that keep theirs."""
+        """The gains of another microphone."""
         most = self.data.equalization.range_db
-        if generator.random() >= self.data.equalization.share:
-            return ()
         return tuple(draw_level([-most, most], generator) for _ in EQUALIZER_HZ)
+
+    def _codec(self, generator: np.random.Generator) -> str:
+        codecs = self.data.coding.codecs
+        return codecs[int(generator.integers(len(codecs)))]
 
     # ---------------------------------------------------------------- speakers
 

@@ -104,7 +104,7 @@ def tuple_recipes(
 def ignored_by_tuples(data: Data) -> list[str]:
     """Options that are set, but do not matter where a list of tuples says what is mixed."""
     names = ["kinds", "interferers", "interference", "background", "padding", "gain_db", "reverberation"]
-    names += ["equalization", "paired", "speeds"]
+    names += ["equalization", "coding", "paired", "speeds"]
     return [f"data.{name}" for name in names if getattr(data, name) != getattr(Data(), name)]
 
 

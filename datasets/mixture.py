@@ -11,6 +11,7 @@ from datasets.corpus import Utterance
 from datasets.recipe import EQUALIZER_HZ, Clip, Recipe, Source
 from datasets.rooms import reverberate, simulate
 from utils.audio import read_audio, resample
+from utils.codecs import through_codec
 from utils.errors import UserError
 
 SILENT_POWER = 1e-10
@@ -104,6 +105,8 @@ def _render_source(
     samples = samples[: length - at]
     if source.equalizer:
         samples = equalize(samples, source.equalizer, rate)
+    if source.codec:
+        samples = through_codec(samples, rate, source.codec)
     wanted = samples
     if source.room is not None:
         room, dry = source.room, samples

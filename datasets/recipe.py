@@ -12,6 +12,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 
 from datasets.rooms import Room
+from utils.codecs import CODECS
 from utils.errors import UserError
 
 KINDS = ("mixture", "target_alone", "target_absent", "noise_only")
@@ -48,7 +49,8 @@ class Source:
     `kind` is speech, noise, music or babble, whose several `clips` sound at once at equal level. `loop`: a
     clip that is too short is repeated. `snr_db`: the level of the foremost source above this one, None
     leaves it as recorded. The foremost source is the target or, where there is none, the first interferer.
-    `equalizer`: gains in dB at EQUALIZER_HZ, none for the sound as it is.
+    `equalizer`: gains in dB at EQUALIZER_HZ, and `codec`, one of utils.codecs.CODECS: none for the sound as
+    it is.
     """
 
     kind: str
@@ -58,6 +60,7 @@ class Source:
     snr_db: float | None = None
     room: Room | None = None
     equalizer: tuple[float, ...] = ()
+    codec: str = ""
 
     @property
     def voices(self) -> tuple[Clip, ...]:
@@ -190,6 +193,8 @@ def _source(tree: dict[str, Any]) -> Source:
         _require("snr_db", source.snr_db, -LARGEST_DB, LARGEST_DB)
     if source.equalizer and len(source.equalizer) != len(EQUALIZER_HZ):
         raise ValueError(f"equalizer of {len(source.equalizer)} gains, expected {len(EQUALIZER_HZ)}")
+    if source.codec and source.codec not in CODECS:
+        raise ValueError(f"codec {source.codec!r}, expected one of {', '.join(CODECS)}")
     for gain in source.equalizer:
         _require("equalizer gain", gain, -LARGEST_DB, LARGEST_DB)
     return source

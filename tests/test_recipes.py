@@ -19,7 +19,8 @@ from datasets.plan import split_sounds
 from datasets.recipe import EQUALIZER_HZ, Clip, Recipe, RecipeFile
 from datasets.rooms import Room, draw_shoebox, reverberate, simulate
 from datasets.stretches import active_frames, before, cut, draw_cut, halves, total, usable
-from tests.conftest import SHARED
+from tests.conftest import SHARED, tone_voice
+from utils.codecs import CODECS, through_codec
 from utils.errors import UserError
 
 
@@ -80,6 +81,7 @@ EVERYTHING: dict[str, object] = {
     "padding": 0.5,
     "gain_db": [-10.0, 0.0],
     "equalization": {"share": 0.5},
+    "coding": {"share": 0.5},
     "reverberation": {"share": 0.5, "target": "early"},
     "speeds": [0.9, 1.0, 1.1],
 }
@@ -103,7 +105,7 @@ def test_every_recipe_survives_its_line_and_a_line_is_checked(tmp_path: Path) ->
     for place, key, value in (
         ("", "kind", "song"), ("", "index", "a"), ("", "index", -1), ("", "index", True),
         ("", "seconds", 0), ("", "seconds", 1e9), ("", "gain_db", "x"), ("", "gain_db", math.nan),
-        ("target", "equalizer", [1.0]), ("target", "equalizer", ["a"] * 7),
+        ("target", "codec", "mp4-16"), ("target", "equalizer", [1.0]), ("target", "equalizer", ["a"] * 7),
         ("", "surprise", 1), ("target", "at", -1), ("target", "at", 9), ("target", "kind", "spech"),
         ("target", "clips", []), ("interference", "snr_db", "5"), ("interference", "snr_db", math.inf),
         ("reference", "stretches", []), ("reference", "stretches", [[-1, 5]]),
@@ -466,6 +468,41 @@ def test_sources_go_through_their_own_microphones_and_pairs_through_the_same() -
     assert all(len(curve) == 7 and max(map(abs, curve)) <= 5 for curve in drawn)
     plain = Drawer("train", speakers(6, 3, 9), data(snr_db=0.0, paired=True)).draw(4)
     assert [replace(s, equalizer=()) for s in drawer.draw(4).sources] == list(plain.sources)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_a_codec_leaves_most_of_a_voice_at_its_place(name: str) -> None:
+    for rate, seconds in ((16000, 3.0), (44100, 1.01)):
+        voice = tone_voice(0, seconds, 3, rate)
+        # bursts at irregular times, so that only one place is the right one
+        bursts = np.interp(np.arange(len(voice)) / rate % 0.37 % 0.23, [0, 0.02, 0.04], [0, 1, 0])
+        voice = (voice * bursts).astype(np.float32)
+        coded = through_codec(voice, rate, name)
+        assert coded.dtype == np.float32 and coded.shape == voice.shape
+        inside, lags = slice(rate // 10, -rate // 10), range(-rate // 100, rate // 100, rate // 4000)
+        size = rate // 500
+        ours, theirs = (np.convolve(np.abs(x), np.ones(size), "same") for x in (voice, coded))
+        alike = [float(np.roll(theirs, lag)[inside] @ ours[inside]) for lag in lags]
+        assert abs(lags[int(np.argmax(alike))]) <= rate // 250
+        error = np.square(coded - voice).mean() / np.square(voice).mean()
+        assert 1e-5 < error < (3.0 if name.startswith("amr") else 0.9)  # which speaks of speech alone
+    assert through_codec(np.zeros(1, np.float32), 8000, name).shape == (1,)
+
+
+def test_sources_go_through_codecs_and_references_do_not() -> None:
+    names = ["mp3-16", "ulaw-64"]
+    options = {"coding": {"share": 0.5, "codecs": names}, "snr_db": 0.0}
+    drawer = Drawer("train", speakers(6, 3, 9), data(**options, paired=True))
+    drawn = []
+    for k in range(0, 40, 2):
+        first, second = drawer.draw(k), drawer.draw(k + 1)
+        assert [s.codec for s in first.sources] == [s.codec for s in second.sources][::-1]
+        drawn += [s.codec for s in first.sources]
+    assert set(drawn) == {"", *names} and 8 < drawn.count("") < 32
+    plain = Drawer("train", speakers(6, 3, 9), data(snr_db=0.0, paired=True)).draw(4)
+    assert [replace(s, codec="") for s in drawer.draw(4).sources] == list(plain.sources)
+    with pytest.raises(ValueError, match=r"mp4: expected one of mp3-16"):
+        data(coding={"codecs": ["mp4"]})
 
 
 def test_a_room_keeps_the_direct_sound_and_adds_reverberation() -> None:
