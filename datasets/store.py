@@ -16,13 +16,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from config.load import differences
+from config.schema import Audio, Data
+from config.schema import Store as StoreOptions
 from datasets.corpus import Utterance
 from datasets.recipe import RecipeFile
 from datasets.shards import read_shard, shard_name
@@ -48,12 +52,22 @@ def open_store(folder: Path, settings: dict[str, Any], report: dict[str, Any]) -
     require_ours(folder)
     if not path.exists():
         write_json(path, {"settings": settings, **report})
-    changes = differences(_entry(path, "settings"), settings)
+    changes = differences(_with_defaults(_entry(path, "settings"), settings), settings)
     if changes:
         raise UserError(
             f"{folder}: this store was made with other settings ({'; '.join(changes)}); "
             "name another folder with -o, or remove it"
         )
+
+
+def _with_defaults(there: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
+    """A store's settings with what options that are newer than the store default to."""
+    filled = dict(there)
+    for name, options in (("audio", Audio), ("data", Data), ("store", StoreOptions)):
+        with suppress(ValidationError, KeyError, TypeError):  # what is strange differs, and is said then
+            tree = options(**there[name]).model_dump()
+            filled[name] = {key: value for key, value in tree.items() if key in like[name]}
+    return filled
 
 
 def require_ours(folder: Path) -> None:

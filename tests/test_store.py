@@ -337,6 +337,23 @@ def test_a_changed_corpus_is_refused_by_name(corpus_folder: Path, tmp_path: Path
     assert "1 gone (101-7-0001 ...), 1 changed (100-7-0001 ...)" in out
 
 
+def test_a_store_of_a_version_without_an_option_goes_on_with_its_default(
+    corpus_folder: Path, tmp_path: Path
+) -> None:
+    make(corpus_folder, tmp_path / "s", "data.coding.share=0.0")
+    path = tmp_path / "s/store.json"
+    content = json.loads(path.read_text())
+    del content["settings"]["data"]["coding"], content["settings"]["data"]["kinds"]["noise_only"]
+    path.write_text(json.dumps(content))
+    make(corpus_folder, tmp_path / "s")
+    with pytest.raises(UserError, match=r"other settings \(data.coding.share: 0.0 -> 0.5\)"):
+        make(corpus_folder, tmp_path / "s", "data.coding.share=0.5")
+    content["settings"]["data"]["kinds"] = "all"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"other settings \(.*data.kinds: all ->"):
+        make(corpus_folder, tmp_path / "s")
+
+
 def test_whole_utterances_of_unequal_length_lie_in_one_array(corpus_folder: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     shutil.copytree(corpus_folder, corpus)
