@@ -18,6 +18,7 @@ from config.options import (
     Reverberation,
     Training,
     check_frames,
+    require_switch,
     with_default_kind,
 )
 
@@ -180,7 +181,8 @@ class Train(Training):
     `embedding_mix` the largest share by which an embedding is drawn towards another one of its batch, as a
     person's embeddings of several sessions differ from each other in the ways that voices differ.
     `remix`: the share of a batch's mixtures that get the interference of another example, at the level of
-    their own, so that a stored mixture is hardly heard twice (datasets/remix.py).
+    their own, so that a stored mixture is hardly heard twice (datasets/remix.py), or up to `remix_db` above
+    or below it.
     `compile`: the mask network goes through torch.compile.
     `validation_examples`: the first n of the validation split are scored (null: all of it); `pages` of
     them can be heard and seen in the log, from the hardest mixture to the easiest.
@@ -193,8 +195,14 @@ class Train(Training):
     embedding_noise: float = Field(0.0, ge=0)
     embedding_mix: float = Field(0.0, ge=0, lt=1)
     remix: float = Field(0.0, ge=0, le=1)
+    remix_db: float = Field(0.0, ge=0, le=60)
     validation_examples: int | None = Field(None, ge=1)
     pages: int = Field(3, ge=0)
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> Train:
+        require_switch(self, "remix", "remix_db")
+        return self
 
 
 class Config(Options):

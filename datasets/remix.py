@@ -20,7 +20,7 @@ from datasets.recipe import Clip, Recipe
 @dataclass(frozen=True)
 class Remix:
     """Gives a `share` of a batch's mixtures the interference of other examples of it, at the level of the
-    one that it replaces (the levels of what sounds: padding is left out).
+    one that it replaces (the levels of what sounds: padding is left out), or up to `within_db` away from it.
 
     An example keeps its own where the other's holds the voice that it asks for, or where either has none. The
     new mixtures are a pure function of `seed` and of the numbers of the examples that are read together: a
@@ -30,6 +30,7 @@ class Remix:
     share: float
     seed: int
     utterances: Mapping[str, Utterance]
+    within_db: float = 0.0
 
     def __call__(self, batch: dict[str, Tensor], recipes: Sequence[Recipe]) -> dict[str, Tensor]:
         """A batch with `mixture_wave` and `target_wave` [B, N], `other_voice` [B] and `example` [B], and its
@@ -51,6 +52,9 @@ class Remix:
         donated, its_level = interference[donors], level[donors]
         exchanged = torch.from_numpy(wanted) & (level > 0) & (its_level > 0)
         gain = torch.where(exchanged, level / its_level, 0.0)
+        if self.within_db:
+            change = generator.uniform(-self.within_db, self.within_db, count)
+            gain = gain * torch.from_numpy(10 ** (change / 20)).float()
         new = target + gain[:, None] * donated
         return batch | {
             "mixture_wave": torch.where(exchanged[:, None], new, mixture),

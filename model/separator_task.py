@@ -158,7 +158,9 @@ class SeparatorTask(Task):
     @property
     def _remix(self) -> Remix | None:
         train = self.config.train
-        return Remix(train.remix, train.seed, self.store.utterances) if train.remix else None
+        if not train.remix:
+            return None
+        return Remix(train.remix, train.seed, self.store.utterances, train.remix_db)
 
     def _fields(self, split: StoredSplit) -> list[str]:
         if self.store.settings["store"]["kind"] == "wave":

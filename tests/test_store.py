@@ -418,7 +418,9 @@ def test_live_examples_are_those_that_would_have_been_stored(
     assert not torch.equal(batch["mixture_wave"][0], batch["mixture_wave"][1])
 
 
-def remixed(interferers: list[str], share: float, seed: int) -> tuple[dict[str, torch.Tensor], ...]:
+def remixed(
+    interferers: list[str], share: float, seed: int, within_db: float = 0.0
+) -> tuple[dict[str, torch.Tensor], ...]:
     """A batch of everybody's voice against that of the person named, and what becomes of it; "" = alone."""
     people = {name: Utterance(name, name, "", 8, 16000) for name in "abcdefgh"}
     clips = {name: Clip(name, ((0, 8),)) for name in people}
@@ -435,7 +437,7 @@ def remixed(interferers: list[str], share: float, seed: int) -> tuple[dict[str, 
     rest = torch.randn(8, 800, generator=generator) * torch.arange(1, 9)[:, None] * heard[:, None]
     batch = {"mixture_wave": target + rest, "target_wave": target, "other_voice": heard}
     batch["example"] = torch.arange(8)
-    return batch, Remix(share, seed, people)(batch, recipes)
+    return batch, Remix(share, seed, people, within_db)(batch, recipes)
 
 
 def test_remixing_moves_the_interference_and_keeps_level_and_voice() -> None:
@@ -454,6 +456,10 @@ def test_remixing_moves_the_interference_and_keeps_level_and_voice() -> None:
     again, other = remixed([*"bcdefgh", ""], 1.0, 3)[1], remixed([*"bcdefgh", ""], 1.0, 4)[1]
     assert torch.equal(found["mixture_wave"], again["mixture_wave"])
     assert not torch.equal(found["mixture_wave"], other["mixture_wave"])
+    _, louder = remixed([*"bcdefgh", ""], 1.0, 3, within_db=6.0)
+    change = (louder["mixture_wave"] - louder["target_wave"])[moved] / after[moved]
+    decibels = 20 * change.median(dim=1).values.log10()
+    assert decibels.abs().max() <= 6.0 and decibels.abs().min() > 0.01 and len(set(decibels.tolist())) > 2
     batch, found = remixed([*"bcdefgh", ""], 0.0, 3)
     assert torch.equal(batch["mixture_wave"], found["mixture_wave"])
 
