@@ -4,7 +4,8 @@
     python export.py chkpt/NAME/best.pt -o exported --int8 --data data/store --torchscript
     python inference.py --checkpoint_path exported/separator.onnx -m mixed.wav -r reference.wav -o out
 
-Every graph is compared with PyTorch at three lengths before it is kept. The STFT and the embedder's front end
+Every graph is compared with PyTorch at three lengths before it is kept, and, where long recordings go through
+it layer by layer, on more than a piece. The STFT and the embedder's front end
 stay outside; the graphs' metadata say which they are (keys config and embedder, JSON).
 """
 

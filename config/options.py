@@ -134,7 +134,12 @@ class Coding(Options):
     `codecs`. References stay as they were recorded."""
 
     share: float = Field(0.0, ge=0, le=1)
-    codecs: list[CodecName] = Field(default_factory=lambda: list(CODECS), min_length=1)
+    codecs: list[CodecName] = Field(list(CODECS), min_length=1)
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> Coding:
+        require_switch(self, "share", "codecs")
+        return self
 
 
 def check_sounds(corpora: Corpora, sounds: Iterable[str], room: Reverberation) -> None:

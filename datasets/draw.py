@@ -125,7 +125,7 @@ class Drawer:
         return self._finish(recipe, generator)
 
     def _finish(self, recipe: Recipe, generator: np.random.Generator) -> Recipe:
-        """Puts everything into a room, before its microphone, through its codec and to its final level."""
+        """Puts everything before its microphone, through its codec, into its room and to its final level."""
         target, interference = recipe.target, recipe.interference
         # sounds of a pair are in the order of its first example, so that both examples have them alike
         swapped = self.data.paired and recipe.index % 2

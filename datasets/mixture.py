@@ -105,7 +105,7 @@ def _render_source(
     samples = samples[: length - at]
     if source.equalizer:
         samples = equalize(samples, source.equalizer, rate)
-    if source.codec:
+    if source.codec and _power(samples) >= SILENT_POWER:  # A-law has no zero
         samples = through_codec(samples, rate, source.codec)
     wanted = samples
     if source.room is not None:
@@ -116,9 +116,13 @@ def _render_source(
         samples = wanted = reverberate(dry, response, rate)
         if source.room.early:
             wanted = reverberate(dry, response, rate, early=True)
-    power = float(np.square(samples, dtype=np.float64).mean()) if len(samples) else 0.0
+    power = _power(samples)
     placed = _place(samples, at, length)
     return Track(placed, placed if wanted is samples else _place(wanted, at, length), power)
+
+
+def _power(samples: np.ndarray) -> float:
+    return float(np.square(samples, dtype=np.float64).mean()) if len(samples) else 0.0
 
 
 def equalize(samples: np.ndarray, gains_db: Sequence[float], rate: int) -> np.ndarray:
@@ -145,7 +149,7 @@ def _place(samples: np.ndarray, at: int, length: int) -> np.ndarray:
 
 def _at_equal_level(parts: list[np.ndarray]) -> np.ndarray:
     """The voices of a babble, added at the level of the first that is not silent."""
-    powers = [float(np.square(part, dtype=np.float64).mean()) for part in parts]
+    powers = [_power(part) for part in parts]
     reference = next((power for power in powers if power >= SILENT_POWER), 0.0)
     total = np.zeros(max(map(len, parts)), np.float32)
     for part, power in zip(parts, powers, strict=True):

@@ -193,7 +193,7 @@ def _source(tree: dict[str, Any]) -> Source:
         _require("snr_db", source.snr_db, -LARGEST_DB, LARGEST_DB)
     if source.equalizer and len(source.equalizer) != len(EQUALIZER_HZ):
         raise ValueError(f"equalizer of {len(source.equalizer)} gains, expected {len(EQUALIZER_HZ)}")
-    if source.codec and source.codec not in CODECS:
+    if source.codec != "" and source.codec not in [*CODECS]:
         raise ValueError(f"codec {source.codec!r}, expected one of {', '.join(CODECS)}")
     for gain in source.equalizer:
         _require("equalizer gain", gain, -LARGEST_DB, LARGEST_DB)

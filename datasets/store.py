@@ -61,7 +61,9 @@ def open_store(folder: Path, settings: dict[str, Any], report: dict[str, Any]) -
 
 
 def _with_defaults(there: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
-    """A store's settings with what options that are newer than the store default to."""
+    """A store's settings with what options that are newer than the store default to: a default that changes
+    what is drawn, or changes later, would be taken for the store's, too (its recipes' digest tells them
+    apart)."""
     filled = dict(there)
     for name, options in (("audio", Audio), ("data", Data), ("store", StoreOptions)):
         with suppress(ValidationError, KeyError, TypeError):  # what is strange differs, and is said then

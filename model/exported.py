@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from config.load import check_config
 from config.schema import Config
@@ -29,8 +31,6 @@ from utils.files import atomic_file
 FORMAT = "voice-separation-onnx-1"
 SEPARATOR, EMBEDDER = "separator.onnx", "embedder.onnx"
 OPSET = 17
-LAYERED = "layered"
-"""The note of a graph that model/graph_parts.py can cut."""
 STATES = ("hidden", "cell", "share")
 
 
@@ -86,7 +86,6 @@ def export_separator(separator: Separator, folder: Path) -> list[Path]:
         "format": FORMAT,
         "config": json.dumps(separator.config.model_dump()),
         "presence": json.dumps(separator.presence),
-        **({LAYERED: "yes"} if inside else {}),
     }
     paths = [folder / SEPARATOR]
     _write(module, inputs, paths[0], names, outputs, axes, notes, inside)
@@ -196,23 +195,39 @@ class ExportedMask(MaskNetwork):
 
 
 class ExportedFilmBlstm(ExportedMask):
-    """A network of bidirectional LSTMs as a graph, which long recordings go through layer by layer."""
+    """A network of bidirectional LSTMs as a graph, which long recordings go through layer by layer unless
+    somebody, or an older export.py, has made it in another way."""
 
     def __init__(self, graph: OnnxGraph, like: FilmBlstm) -> None:
         super().__init__(graph, like)
         self.stack, self.level_frames = like.stack, like.level_frames
 
     @cached_property
-    def _parts(self) -> Parts:
-        return Parts(self.graph)
+    def _parts(self) -> Parts | None:
+        try:
+            return Parts(self.graph)
+        except (UserError, ValueError, KeyError, IndexError) as error:
+            tqdm.write(  # which leaves progress bars whole
+                f"NOTE: this graph cannot be cut ({error}): long recordings go through it in chunks, "
+                "which is another estimate; export.py writes one that can be cut",
+                file=sys.stderr,
+            )
+            return None
+
+    @property
+    def layered(self) -> bool:
+        return self._parts is not None
 
     def enter(self, levelled: Tensor) -> Tensor:
+        assert self._parts is not None
         return self._parts.enter(levelled)
 
     def recurrences(self) -> Iterator[GraphRecurrence]:
-        return iter(self._parts.recurrences)
+        assert self._parts is not None
+        return self._parts.recurrences()
 
     def leave(self, x: Tensor) -> Tensor:
+        assert self._parts is not None
         return self._parts.leave(x)
 
 
@@ -245,7 +260,7 @@ def with_graphs(
     network = separator.network
     if isinstance(network, Lite):
         separator.network = ExportedLite(separator_graph, network, separator.config)
-    elif isinstance(network, FilmBlstm) and LAYERED in separator_graph.notes:
+    elif isinstance(network, FilmBlstm):
         separator.network = ExportedFilmBlstm(separator_graph, network)
     else:
         separator.network = ExportedMask(separator_graph, network)
@@ -262,21 +277,32 @@ def is_exported(graph: OnnxGraph) -> bool:
 def exported_separator(path: Path, graph: OnnxGraph) -> Separator:
     """What `export_separator` wrote, with the embedder's graph beside it. Raises UserError where it is
     incomplete."""
-    notes = graph.notes
-    if "config" not in notes:
+    if "config" not in graph.notes:
         raise UserError(f"{path}: is the graph of an embedder; a separator is wanted")
-    config = check_config(json.loads(notes["config"]), str(path))
+    config = check_config(_note(graph, "config", path) or {}, str(path))
     embedder, embedder_graph = None, None
     if config.network.embedding == "reference":
         beside = path.with_name(EMBEDDER)
         embedder_graph = OnnxGraph.load(beside)
-        options: dict[str, Any] = json.loads(embedder_graph.notes.get("embedder", "null"))
-        if not isinstance(options, dict):
+        options = _note(embedder_graph, "embedder", beside)
+        if options is None:
             raise UserError(f"{beside}: is no embedder that export.py wrote")
         embedder = build_embedder(options).eval()
     separator = Separator(config, embedder)
-    separator.presence = json.loads(notes.get("presence", "null"))
+    separator.presence = _note(graph, "presence", path)
     return with_graphs(separator, graph, embedder_graph)
+
+
+def _note(graph: OnnxGraph, name: str, path: Path) -> dict[str, Any] | None:
+    """The note of that name, if there is one. Raises UserError for what export.py does not write."""
+    text = graph.notes.get(name, "null")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    if not isinstance(value, dict | None):
+        raise UserError(f"{path}: a damaged note {name!r} ({text[:40]!r})")
+    return value
 
 
 def through_graphs(separator: Separator) -> Separator:

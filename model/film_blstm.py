@@ -101,13 +101,25 @@ class FilmBlstm(MaskNetwork):
     def frame_multiple(self) -> int:
         return self.stack
 
+    @property
+    def layered(self) -> bool:
+        return True
+
     def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
         """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)]."""
         embedding = self.condition(embedding, len(mixture))
-        x = self.enter(self.levelled(mixture, self.level_frames))
+        *_, mask = self.stages(mixture, embedding)
+        return mask[:, : mixture.shape[1]]
+
+    def stages(self, mixture: Tensor, embedding: Tensor | None) -> Iterator[Tensor]:
+        """The levelled mixture, the features before and behind every LSTM, and the mask with the frames that
+        fill up its last step."""
+        levelled = self.levelled(mixture, self.level_frames)
+        yield levelled
+        yield (x := self.enter(levelled))
         for recurrence in self.recurrences():
-            x = recurrence(x, embedding)
-        return self.leave(x)[:, : mixture.shape[1]]
+            yield (x := recurrence(x, embedding))
+        yield self.leave(x)
 
     # What `forward` is made of: model/long_recurrence.py goes through a long mixture with it.
 

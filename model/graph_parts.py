@@ -6,6 +6,7 @@ The graph stays one file: export.py gives the tensors at which it is cut their n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,15 +17,14 @@ from model.onnx_network import OnnxGraph
 from utils.errors import UserError
 
 LEVELLED, FEATURES, STEPS_MASK = "levelled", "features_{}", "mask_of_steps"
-"""What goes into the first layer, what lies before and behind every LSTM, and the mask with its last step's
-frames behind the mixture's end."""
+"""The names of FilmBlstm.stages."""
 LSTMS = ("LSTM", "DynamicQuantizeLSTM")
 STATE_INPUTS = (5, 6)
 """Of a node in LSTMS: its hidden and cell state."""
 
 
 class Marked(nn.Module):
-    """The network, which also gives what its graph is cut at: (mask, *values)."""
+    """The network, which also gives what its graph is cut at: (mask, *stages)."""
 
     def __init__(self, network: FilmBlstm) -> None:
         super().__init__()
@@ -32,18 +32,13 @@ class Marked(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """Of the values."""
+        """Of the stages."""
         layers = range(len(list(self.network.recurrences())) + 1)
         return [LEVELLED, *map(FEATURES.format, layers), STEPS_MASK]
 
     def forward(self, mixture: Tensor, embedding: Tensor | None = None) -> tuple[Tensor, ...]:
-        network = self.network
-        levelled = network.levelled(mixture, network.level_frames)
-        features = [network.enter(levelled)]
-        for recurrence in network.recurrences():
-            features.append(recurrence(features[-1], embedding))
-        mask = network.leave(features[-1])
-        return mask[:, : mixture.shape[1]], levelled, *features, mask
+        stages = list(self.network.stages(mixture, embedding))
+        return stages[-1][:, : mixture.shape[1]], *stages
 
 
 class GraphRecurrence:
@@ -68,11 +63,11 @@ class GraphRecurrence:
         inputs = dict(zip(self._names, (x, both), strict=True)) | _given(embedding)
         return self._after.run_named(inputs)[0]
 
-    def directions(self) -> tuple[OneWay, OneWay]:
+    def directions(self) -> tuple[GraphDirection, GraphDirection]:
         return self._ways
 
 
-class OneWay:
+class GraphDirection:
     """A direction of a graph's LSTM: x [B, S, W] and the state before -> (y [B, S, H], the state behind)."""
 
     def __init__(self, graph: OnnxGraph, hidden_size: int) -> None:
@@ -88,7 +83,7 @@ class OneWay:
 
 class Parts:
     """What a graph that `Marked` was written to does, layer by layer, as FilmBlstm. Raises UserError for one
-    that has been changed."""
+    that cannot be cut, because somebody or an older export.py made it another way."""
 
     def __init__(self, graph: OnnxGraph) -> None:
         scissors = _Scissors(graph)
@@ -96,7 +91,11 @@ class Parts:
         self._last = FEATURES.format(len(layers))
         self._enter = scissors.between([LEVELLED], FEATURES.format(0))
         self._leave = scissors.between([self._last], STEPS_MASK)
-        self.recurrences = [GraphRecurrence(scissors, number) for number in layers]
+        self._recurrences = [GraphRecurrence(scissors, number) for number in layers]
+        scissors.try_all()
+
+    def recurrences(self) -> Iterator[GraphRecurrence]:
+        return iter(self._recurrences)
 
     def enter(self, levelled: Tensor) -> Tensor:
         return self._enter.run_named({LEVELLED: levelled})[0]
@@ -119,18 +118,26 @@ class _Scissors:
         made = {name for node in model.graph.node for name in node.output}
         weights = {node.input[place] for node in self.lstms for place in (1, 2)}
         if missing := sorted((ends - made) | (weights - self._weights.keys())):
-            raise UserError(
-                f"the graph has no {missing[0]!r} any more, where export.py has it cut for long recordings"
-            )
+            raise UserError(f"it has no {missing[0]!r}")
         del model.graph.value_info[:]
         model.graph.value_info.extend(map(_value, sorted(ends)))
         self._extractor = Extractor(model)
+        self._pieces: list[OnnxGraph] = []
+
+    def try_all(self) -> None:
+        """Raises UserError where a piece that was cut out cannot be run, such as one of another precision."""
+        for piece in self._pieces:
+            piece.session(torch.device("cpu"))
 
     def between(self, inputs: list[str], output: str) -> OnnxGraph:
         """What computes `output` of `inputs`."""
-        return _graph_of(self._extractor.extract_model(inputs, [output]))
+        return self._piece(self._extractor.extract_model(inputs, [output]))
 
-    def one_way(self, node: Any, direction: int) -> OneWay:
+    def _piece(self, model: Any) -> OnnxGraph:
+        self._pieces.append(OnnxGraph.of(model.SerializeToString()))
+        return self._pieces[-1]
+
+    def one_way(self, node: Any, direction: int) -> GraphDirection:
         """One direction of the node, 0 or 1, which takes its state from outside."""
         import onnx
         from onnx import helper, numpy_helper
@@ -152,7 +159,7 @@ class _Scissors:
         taken, given = ([_value(name) for name in names] for names in (["x", "hidden", "cell"], outputs))
         graph = helper.make_graph([one], "direction", taken, given, weights)
         versions = {"opset_imports": self.model.opset_import, "ir_version": self.model.ir_version}
-        return OneWay(_graph_of(helper.make_model(graph, **versions)), attributes["hidden_size"].i)
+        return GraphDirection(self._piece(helper.make_model(graph, **versions)), attributes["hidden_size"].i)
 
     def width(self, node: Any) -> int:
         """Of what a node's LSTM reads. Its weights are [directions, 4H, W], of 8 bits [directions, W, 4H]."""
@@ -164,10 +171,6 @@ def _value(name: str) -> Any:
     from onnx import TensorProto, helper
 
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-
-
-def _graph_of(model: Any) -> OnnxGraph:
-    return OnnxGraph.of(model.SerializeToString())
 
 
 def _given(embedding: Tensor | None) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -93,9 +93,8 @@ class Layer(Protocol):
     def directions(self) -> tuple[OneWay, OneWay]: ...
 
 
-@runtime_checkable
 class Layered(Protocol):
-    """A mask network that can be gone through layer by layer, see model.film_blstm.FilmBlstm."""
+    """What a mask network that is `layered` has, see model.film_blstm.FilmBlstm."""
 
     stack: int
     planes: int

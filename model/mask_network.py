@@ -59,6 +59,11 @@ class MaskNetwork(nn.Module, ABC):
         return 1
 
     @property
+    def layered(self) -> bool:
+        """Whether a long mixture can go through it layer by layer (model/long_recurrence.py)."""
+        return False
+
+    @property
     def identities(self) -> tuple[str, ...]:
         """How the names of weights begin that, untrained, change nothing: a training may start from a
         checkpoint without them."""

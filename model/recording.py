@@ -169,7 +169,7 @@ def separated(
         return resampled(blocks, reader.rate, separator.sample_rate)
 
     short = 0 < reader.frames <= CHUNK_SECONDS * reader.rate
-    again = separator.hears_whole and not short  # so that nothing of it has to be kept
+    again = not short and separator.hears_whole  # so that nothing of it has to be kept
     mixed, seen = (
         _Parts(at_own_rate if again else None),
         _Parts((lambda: at_separator_rate(at_own_rate())) if again else None),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -250,40 +250,33 @@ class Separator(nn.Module):
             return torch.cat(estimates).unflatten(0, pieces.shape[:2])
 
         at_once = 1 if self.device.type == "cpu" else CHUNKS_AT_ONCE
-        tensors = (torch.from_numpy(block) for block in blocks)
-        if self.hears_whole:
-            finished = self._whole(process, tensors, chunk, embedding)
+        coming = (torch.from_numpy(block) for block in blocks)
+        held: list[Tensor] = []
+        waiting = 0
+        for block in coming:
+            held.append(block)
+            waiting += block.shape[1]
+            if waiting > chunk:
+                break
         else:
-            finished = overlap_stream(process, tensors, chunk, overlap, fade, at_once)
+            if waiting:
+                yield process(torch.cat(held, dim=1)[None])[0].numpy()
+            return
+        signal = chain(held, coming)
+        if self.hears_whole:
+            network = cast(Layered, self.network)
+            long = LongMixture(network, self.spectral, self.masking, self.precision, self.sample_rate)
+            vectors = None if embedding is None else embedding.expand(len(held[0]), -1)
+            finished = long(signal, vectors)
+        else:
+            finished = overlap_stream(process, signal, chunk, overlap, fade, at_once)
         for done in finished:
             yield done.numpy()
 
     @property
     def hears_whole(self) -> bool:
         """Whether `separate_blocks` takes the last block before it gives the first of a long mixture."""
-        return isinstance(self.network, Layered) and self.spectral.pad_mode == "constant"
-
-    def _whole(
-        self,
-        process: Callable[[Tensor], Tensor],
-        blocks: Iterator[Tensor],
-        chunk: int,
-        embedding: Tensor | None,
-    ) -> Iterator[Tensor]:
-        """Up to `chunk` samples through `process` in one piece, more of them layer by layer."""
-        assert isinstance(self.network, Layered)
-        held, waiting = [], 0
-        for block in blocks:
-            held.append(block)
-            waiting += block.shape[1]
-            if waiting > chunk:
-                rate = self.sample_rate
-                long = LongMixture(self.network, self.spectral, self.masking, self.precision, rate)
-                vectors = None if embedding is None else embedding.expand(len(block), -1)
-                yield from long(chain(held, blocks), vectors)
-                return
-        if waiting:
-            yield process(torch.cat(held, dim=1)[None])[0]
+        return self.network.layered and self.spectral.pad_mode == "constant"
 
     def _stream(self, blocks: Iterable[np.ndarray], embedding: Tensor | None) -> Iterator[np.ndarray]:
         from model.streaming import StreamingSeparator  # which has a separator

@@ -105,7 +105,8 @@ def test_every_recipe_survives_its_line_and_a_line_is_checked(tmp_path: Path) ->
     for place, key, value in (
         ("", "kind", "song"), ("", "index", "a"), ("", "index", -1), ("", "index", True),
         ("", "seconds", 0), ("", "seconds", 1e9), ("", "gain_db", "x"), ("", "gain_db", math.nan),
-        ("target", "codec", "mp4-16"), ("target", "equalizer", [1.0]), ("target", "equalizer", ["a"] * 7),
+        ("target", "codec", "mp4-16"), ("target", "codec", ["mp3-16"]), ("target", "codec", None),
+        ("target", "equalizer", [1.0]), ("target", "equalizer", ["a"] * 7),
         ("", "surprise", 1), ("target", "at", -1), ("target", "at", 9), ("target", "kind", "spech"),
         ("target", "clips", []), ("interference", "snr_db", "5"), ("interference", "snr_db", math.inf),
         ("reference", "stretches", []), ("reference", "stretches", [[-1, 5]]),
@@ -498,7 +499,12 @@ def test_a_codec_leaves_most_of_a_voice_at_its_place(name: str) -> None:
         assert abs(lags[int(np.argmax(alike))]) <= rate // 250
         error = np.square(coded - voice).mean() / np.square(voice).mean()
         assert 1e-5 < error < (3.0 if name.startswith("amr") else 0.9)  # which speaks of speech alone
-    assert through_codec(np.zeros(1, np.float32), 8000, name).shape == (1,)
+    loudest = voice / np.abs(voice).max()
+    np.testing.assert_array_equal(
+        through_codec(4 * loudest, rate, name), 4 * through_codec(loudest, rate, name)
+    )
+    for count in (0, 1, 2):
+        assert through_codec(np.full(count, 0.3, np.float32), 16000, name).shape == (count,)
 
 
 def test_a_codec_has_a_name_that_is_known() -> None:

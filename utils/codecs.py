@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,7 +32,7 @@ _FAMILIES: dict[str, tuple[Codec, tuple[float, ...]]] = {
     "alaw": (Codec("pcm_alaw", "wav", 8000, 0), (64,)),
 }
 CODECS: dict[str, Codec] = {
-    f"{family}-{kbps:g}": Codec(codec.encoder, codec.container, codec.rate, kbps, codec.delay)
+    f"{family}-{kbps:g}": replace(codec, kbps=kbps)
     for family, (codec, rates) in _FAMILIES.items()
     for kbps in rates
 }
@@ -41,33 +41,42 @@ the number is kbit/s."""
 
 
 def through_codec(samples: np.ndarray, rate: int, name: str) -> np.ndarray:
-    """Samples [N] in [-1, 1] at `rate` Hz -> what the codec of that name in CODECS leaves of them: float32
-    [N], without delay. The bits differ between builds of FFmpeg. Raises UserError where this one cannot
-    encode it."""
+    """Samples [N] at `rate` Hz -> what the codec of that name in CODECS leaves of them: float32 [N], aligned
+    to a tenth of a millisecond. What goes beyond [-1, 1] is coded at a lower level and brought back. The bits
+    differ between builds of FFmpeg. Raises UserError where this one cannot do it."""
     import av  # here: only who draws codecs waits for it
 
     codec = CODECS[name]
-    own = resample(np.ascontiguousarray(samples, np.float32), rate, codec.rate)
-    own = np.pad(own, (0, codec.delay))
-    content = io.BytesIO()
+    peak = max(1.0, float(np.abs(samples).max(initial=0.0)))
+    own = resample(np.ascontiguousarray(samples / np.float32(peak), np.float32), rate, codec.rate)
+    if not len(own):
+        return np.zeros(len(samples), np.float32)
     try:
-        with av.open(content, "w", format=codec.container) as file:
-            stream = file.add_stream(codec.encoder, rate=codec.rate)
-            stream.bit_rate = round(1000 * codec.kbps)
-            stream.layout = "mono"
-            frame = av.AudioFrame.from_ndarray(own[None], format="flt", layout="mono")
-            frame.sample_rate, frame.pts = codec.rate, 0  # from which mp4 counts the delay
-            fitting = av.AudioResampler(stream.codec_context.format, "mono", codec.rate).resample(frame)
-            for part in (*fitting, None):
-                file.mux(stream.encode(part))
+        decoded, its_rate = _coded(np.pad(own, (0, codec.delay)), codec)
     except (ValueError, av.FFmpegError) as error:
-        raise UserError(f"codec {name}: this build of FFmpeg does not encode it ({error})") from error
+        raise UserError(f"codec {name}: FFmpeg does not take {len(own)} samples ({error})") from error
+    decoded = resample(decoded[codec.delay * its_rate // codec.rate :], its_rate, rate) * np.float32(peak)
+    length = len(samples)
+    return np.pad(decoded, (0, max(0, length - len(decoded))))[:length]
+
+
+def _coded(samples: np.ndarray, codec: Codec) -> tuple[np.ndarray, int]:
+    """Samples [N] at the codec's rate -> what is decoded, and at what rate."""
+    import av
+
+    content = io.BytesIO()
+    with av.open(content, "w", format=codec.container) as file:
+        stream = file.add_stream(codec.encoder, rate=codec.rate)
+        stream.bit_rate = round(1000 * codec.kbps)
+        stream.layout = "mono"
+        frame = av.AudioFrame.from_ndarray(samples[None], format="flt", layout="mono")
+        frame.sample_rate, frame.pts = codec.rate, 0  # from which mp4 counts the delay
+        fitting = av.AudioResampler(stream.codec_context.format, "mono", codec.rate).resample(frame)
+        for part in (*fitting, None):
+            file.mux(stream.encode(part))
     content.seek(0)
     with av.open(content) as file:
         stream = file.streams.audio[0]
         made = av.AudioResampler("flt", "mono", stream.rate)
         parts = [part.to_ndarray()[0] for frame in file.decode(stream) for part in made.resample(frame)]
-        decoded = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-        decoded = resample(decoded[codec.delay * stream.rate // codec.rate :], stream.rate, rate)
-    length = len(samples)
-    return np.pad(decoded, (0, max(0, length - len(decoded))))[:length]
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32), stream.rate
