@@ -41,7 +41,6 @@ from utils.batch_norm import fold_batch_norms
 from utils.device import choose_device, large_pages
 from utils.errors import UserError
 from utils.files import require_writable, sha256_of, write_json
-from utils.metrics import si_sdr
 
 STANDARD, THRESHOLD = "-", 0.5
 
@@ -300,6 +299,8 @@ def _check_target(target: Path, mixture: Path) -> None:
 def _score(mixture: Path, output: Path, target: Path) -> str:
     rate = audio_info(mixture).rate
     wanted, before, after = (torch.from_numpy(read_mono(path, rate)) for path in (target, mixture, output))
+    from utils.metrics import si_sdr  # here: only who has the target waits for SciPy
+
     first, second = (si_sdr(signal, wanted).item() for signal in (before, after))
     return f"SI-SDR {first:.2f} -> {second:.2f} dB ({second - first:+.2f})"
 

@@ -787,3 +787,11 @@ def test_arrays_of_other_kinds(tmp_path: Path) -> None:
     for rates in ({"rate": 0}, {"rate": 16000, "reference_rate": 0}):
         with pytest.raises(ValueError, match="0 Hz: expected a rate from 100 to 10000000"):
             separator.separate(mixture, reference, **rates)
+
+
+def test_starting_does_not_wait_for_what_only_some_options_need() -> None:
+    """Of which each costs a tenth to half a second: scores, graphs, pictures, corpora."""
+    heavy = ["scipy", "onnx", "onnxruntime", "matplotlib", "librosa", "torchaudio", "pandas", "sklearn"]
+    code = f"import sys, inference; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (result.stdout.strip(), result.returncode) == ("[]", 0), result.stderr[-500:]
