@@ -94,8 +94,14 @@ def folder_jobs(folder: Path, references: Sequence[Path], out: Path) -> list[Job
 
 
 def _find(name: str, folder: Path) -> Path:
-    """A name relative to the working folder, or else to the list's."""
-    return folder / name if not Path(name).exists() and (folder / name).exists() else Path(name)
+    """A name relative to the working folder, or else to the list's. Raises UserError where these are two
+    files."""
+    here, beside = Path(name), folder / name
+    if not beside.exists():
+        return here
+    if here.exists() and not here.samefile(beside):
+        raise UserError(f"{name}: is {here.absolute()} or {beside.absolute()}; the list has to say which")
+    return beside
 
 
 def _free_names(paths: Sequence[Path]) -> list[Path]:

@@ -332,7 +332,9 @@ def test_a_folder_is_separated_and_a_rerun_does_what_is_missing(
     assert code == 0 and "of them before" not in out
 
 
-def test_a_list_names_mixtures_references_and_results(run: Runner, checkpoint: Path, voices: Path) -> None:
+def test_a_list_names_mixtures_references_and_results(
+    run: Runner, checkpoint: Path, voices: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_audio(voices / "other.wav", tone_voice(3, 2.0, 8), 16000)
     (voices / "list.csv").write_text(
         "mixture,reference,output\n"
@@ -345,6 +347,11 @@ def test_a_list_names_mixtures_references_and_results(run: Runner, checkpoint: P
     assert code == 3 and "asks whose voice is wanted" in err and "2 of 3" in out
     code, out, _ = run(inference.main, *options, "-r", voices / "other.wav")
     assert code == 0 and "3 of 3 recordings separated, 2 of them before" in out
+    (voices / "elsewhere").mkdir()
+    write_audio(voices / "elsewhere/mixed.wav", tone_voice(1, 1.0, 5), 16000)
+    monkeypatch.chdir(voices / "elsewhere")
+    code, _, err = run(inference.main, *options, "-r", voices / "other.wav")
+    assert code == 2 and "elsewhere/mixed.wav or " in err and "the list has to say which" in err
     first, second = (read(voices / "out" / name) for name in ("first.wav", "sub/second.wav"))
     assert np.abs(first - second).max() > 0
     single = ["--checkpoint_path", checkpoint, "-m", voices / "mixed.wav", "-r", voices / "reference.wav"]
