@@ -4,7 +4,7 @@
     python inference.py -m recordings/ -r reference.wav -o out --keep residual
     python inference.py --batch list.csv -o out
     rec -t s16 -r 16000 -c 1 - | \\
-        python inference.py --checkpoint_path lite --stream -r reference.wav | play -t s16 -r 16000 -c 1 -
+        python inference.py --stream -r reference.wav | play -t s16 -r 16000 -c 1 -
     python inference.py --checkpoint_path chkpt_55000.pt -e embedder.pt -m mixed.wav -r reference.wav -o out
 
 A checkpoint of this project carries its configuration, its front end and its embedder; those of the public

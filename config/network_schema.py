@@ -110,6 +110,10 @@ class LiteNetwork(MaskNetworkOptions):
     `channels` of the convolutions over frequency; `noise_type_dim` of the two hidden layers of the head that
     hears whether voices overlap. `suppression`: how much of the mask is applied follows that probability p,
     w_t = smoothing * w_(t-1) + (1 - smoothing) * (slope * p_t + offset), kept within [0, 1].
+
+    Not the paper's: a `front` of one linear layer of `front_dim` instead of the convolutions, an `injection`
+    by FiLM with layer normalisation instead of concatenation, and a level followed over about the
+    `level_frames` up to each (0: none).
     """
 
     kind: Literal["lite"] = "lite"
@@ -118,6 +122,10 @@ class LiteNetwork(MaskNetworkOptions):
     channels: int = Field(16, ge=1)
     lstm_dim: int = Field(512, ge=1)
     lstm_layers: int = Field(3, ge=1)
+    front: Literal["convolution", "linear"] = "convolution"
+    front_dim: int = Field(256, ge=1)
+    injection: Literal["concatenation", "film"] = "concatenation"
+    level_frames: int = Field(0, ge=0)
     noise_type_dim: int = Field(64, ge=1)
     suppression: Literal["full", "adaptive"] = "full"
     smoothing: float = Field(0.9, ge=0, lt=1)

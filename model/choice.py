@@ -17,13 +17,13 @@ from model.separator import FORMAT, RUNS, SHIPPED, Separator, checkpoint_of
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 
-DEFAULT = "voicefilter"
-"""Of the weights that come with this project."""
+DEFAULT, STREAMING = "voicefilter", "lite"
+"""Of the weights that come with this project: for recordings, and for sound that is still to come."""
 
 
-def shipped_weights() -> Path:
-    """The file of the default weights, whatever a run is called."""
-    return SHIPPED / f"{DEFAULT}.safetensors"
+def shipped_weights(name: str = DEFAULT) -> Path:
+    """The file of weights that come with this project, whatever a run is called."""
+    return SHIPPED / f"{name}.safetensors"
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,8 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--checkpoint_path",
         metavar="CKPT",
-        help=f"a file, the name of a run, or of weights that come with this project (default: its {DEFAULT})",
+        help=f"a file, the name of a run, or of weights that come with this project (default: its {DEFAULT}; "
+        f"of a stream {STREAMING})",
     )
     add("-e", "--embedder_path", help="an embedder instead of the checkpoint's own; a foreign one needs it")
     add("--backend", choices=["torch", "onnx"], help="what runs the networks (default: torch)")
@@ -44,7 +45,7 @@ def chosen_checkpoint(options: argparse.Namespace) -> Path:
     UserError where there is none."""
     if options.checkpoint_path:
         return checkpoint_of(options.checkpoint_path)
-    shipped = shipped_weights()
+    shipped = shipped_weights(STREAMING if getattr(options, "stream", False) else DEFAULT)
     return shipped if shipped.is_file() else newest_checkpoint(RUNS)
 
 

@@ -31,7 +31,8 @@ from utils.files import atomic_file
 FORMAT = "voice-separation-onnx-1"
 SEPARATOR, EMBEDDER = "separator.onnx", "embedder.onnx"
 OPSET = 17
-STATES = ("hidden", "cell", "share")
+STATES = ("hidden", "cell", "share", "level")
+"""Of a stream; the level where the network follows it."""
 
 
 class _StreamedLite(nn.Module):
@@ -41,10 +42,11 @@ class _StreamedLite(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, mixture: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        embedding = rest[0] if len(rest) > len(STATES) else None
-        mask, state = self.network.stream(mixture, embedding, LiteState(*rest[-len(STATES) :]))
-        return mask, *state
+    def forward(self, mixture: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        count = len(STATES) if self.network.level_frames else len(STATES) - 1
+        embedding = rest[0] if len(rest) > count else None
+        mask, state = self.network.stream(mixture, embedding, LiteState(*rest[-count:]))
+        return mask, *(value for value in state if value is not None)
 
 
 def export_separator(separator: Separator, folder: Path) -> list[Path]:
@@ -77,11 +79,12 @@ def export_separator(separator: Separator, folder: Path) -> list[Path]:
         inside = module.names
     elif isinstance(network, Lite):
         module = _StreamedLite(network)
-        inputs += list(empty_state(separator.config, 2))
-        names += list(STATES)
-        outputs += [f"{name}_after" for name in STATES]
-        for name in STATES:
-            axes[name] = axes[f"{name}_after"] = {0 if name == "share" else 1: "batch"}
+        states = named_state(empty_state(separator.config, 2))
+        inputs += list(states.values())
+        names += list(states)
+        outputs += [f"{name}_after" for name in states]
+        for name in states:
+            axes[name] = axes[f"{name}_after"] = {1 if name in ("hidden", "cell") else 0: "batch"}
     notes = {
         "format": FORMAT,
         "config": json.dumps(separator.config.model_dump()),
@@ -135,7 +138,13 @@ def empty_state(config: Config, batch: int) -> LiteState:
     options = config.network
     assert options.kind == "lite"
     hidden = torch.zeros(options.lstm_layers, batch, options.lstm_dim)
-    return LiteState(hidden, torch.zeros_like(hidden), torch.zeros(batch, 1))
+    level = torch.zeros(batch, 2) if options.level_frames else None
+    return LiteState(hidden, torch.zeros_like(hidden), torch.zeros(batch, 1), level)
+
+
+def named_state(state: LiteState) -> dict[str, Tensor]:
+    """What the state holds, by the names that a graph's inputs have."""
+    return {name: value for name, value in zip(STATES, state, strict=True) if value is not None}
 
 
 @torch.no_grad()
@@ -248,7 +257,7 @@ class ExportedLite(Lite):
         if (embedding := self.condition(embedding, len(mixture))) is not None:
             inputs["embedding"] = embedding
         state = empty_state(self._config, len(mixture)) if state is None else state
-        inputs |= dict(zip(STATES, state, strict=True))
+        inputs |= named_state(state)
         mask, *left = self.graph.run_named(inputs)
         return mask, LiteState(*left)
 

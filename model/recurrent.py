@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+FEW_FRAMES = 4
+"""Up to so many at once PyTorch's LSTM spends its time on the layout of its weights."""
+
 
 def runs_on_cpu(x: Tensor) -> bool:
     """Whether it is only run there, without gradients, and nothing is traced."""
@@ -39,6 +42,16 @@ def lstm_in_steps(
                 frame = hidden[layer] = torch.sigmoid(o) * torch.tanh(cell[layer])
             outputs.append(frame)
         return torch.stack(outputs, dim=1), (torch.stack(hidden), torch.stack(cell))
+
+
+def run_lstm(
+    lstm: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """What a unidirectional `lstm`, batch first, makes of x [B, T, I] after a state, in the faster way."""
+    if x.shape[1] <= FEW_FRAMES and runs_on_cpu(x):
+        return lstm_in_steps(lstm, x, state)
+    y, left = lstm(x, state)  # [B, T, H]
+    return y, left
 
 
 def learns_on_cpu(x: Tensor) -> bool:

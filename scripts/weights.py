@@ -34,8 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _train(data, "weights-compact-1", real, more)
     _train(data, "weights-compact", spoken, sounding, "weights-compact-1")
     _train(data, "weights-voicefilter", real, sounding, "weights-compact")
-    for name in ("compact", "voicefilter"):
-        command("calibrate.py", f"weights-{name}", "--data", str(data / f"weights-{name}"))
+    _train(data, "weights-lite-1", real, more)
+    _learn("weights-lite", data / "weights-voicefilter", more, "weights-lite-1")
+    for name, store in (("compact", "compact"), ("voicefilter", "voicefilter"), ("lite", "voicefilter")):
+        command("calibrate.py", f"weights-{name}", "--data", str(data / f"weights-{store}"))
         best = f"chkpt/weights-{name}/best.pt"
         command("convert.py", best, "-o", f"{options.out}/{name}.safetensors", "--half")
     return 0
@@ -43,11 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(data: Path, name: str, corpora: list[str], more: list[str], start: str | None = None) -> None:
     """Store and training of config/NAME.yaml, from another one's weights."""
-    config, store = ("-c", f"config/{name}.yaml"), str(data / name)
     named = [argument for corpus in corpora for argument in ("-d", corpus)]
-    command("generator.py", *config, *named, "-o", store, *more)
+    command("generator.py", "-c", f"config/{name}.yaml", *named, "-o", str(data / name), *more)
+    _learn(name, data / name, more, start)
+
+
+def _learn(name: str, store: Path, more: list[str], start: str | None = None) -> None:
     begin = ("--checkpoint_path", f"chkpt/{start}/best.pt") if start else ()
-    command("trainer.py", *config, "-m", name, *begin, *more, f"store.folder={store}")
+    command("trainer.py", "-c", f"config/{name}.yaml", "-m", name, *begin, *more, f"store.folder={store}")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,9 @@ NETWORKS = {
         "network={kind: lite, channels: 2, lstm_dim: 8, noise_type_dim: 4, suppression: adaptive}",
         "loss.noise_type=0.1",
     ],
+    "lite_film": [
+        "network={kind: lite, lstm_dim: 8, front: linear, front_dim: 6, injection: film, level_frames: 9}"
+    ],
 }
 
 
@@ -71,9 +74,10 @@ def test_a_graph_is_the_network_at_any_length(name: str, tmp_path: Path) -> None
     )
 
 
-def test_the_causal_graph_carries_its_state(tmp_path: Path) -> None:
-    separator = separator_of("lite")
-    exported = through_graphs(separator_of("lite"))
+@pytest.mark.parametrize("name", ["lite", "lite_film"])
+def test_the_causal_graph_carries_its_state(name: str, tmp_path: Path) -> None:
+    separator = separator_of(name)
+    exported = through_graphs(separator_of(name))
     mixture, embedding = torch.randn(2, 5000), torch.randn(2, 256)
     with torch.inference_mode():
         whole = separator(mixture, embedding)

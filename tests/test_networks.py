@@ -27,6 +27,7 @@ from utils.errors import UserError
 
 BINS, DIM, FRAMES = 33, 19, 11  # a dimension that no layer has
 SMALL_FILTER = {"channels": 4, "lstm_dim": 6, "fc1_dim": 7}
+LISTENING = {"front": "linear", "front_dim": 7, "injection": "film", "level_frames": 5}
 KINDS: dict[str, tuple[type[MaskNetwork], dict[str, Any]]] = {
     "voicefilter": (VoiceFilter, SMALL_FILTER),
     "voicefilter unidirectional": (VoiceFilter, {**SMALL_FILTER, "lstm": "unidirectional"}),
@@ -39,6 +40,7 @@ KINDS: dict[str, tuple[type[MaskNetwork], dict[str, Any]]] = {
     "unet": (UNet, {"channels": (4, 5, 6)}),
     "unet every second bin": (UNet, {"channels": (4, 5, 6), "bin_step": 2}),
     "lite": (Lite, {"channels": 3, "lstm_dim": 8, "noise_type_dim": 5}),
+    "lite film": (Lite, {"lstm_dim": 8, "noise_type_dim": 5, **LISTENING}),
 }
 SCALES = [("sigmoid", scale) for scale in ("linear", "power", "log", "db")] + [
     ("complex", "linear"),
@@ -47,7 +49,7 @@ SCALES = [("sigmoid", scale) for scale in ("linear", "power", "log", "db")] + [
 EVERY = [
     (kind, mask, scale)
     for kind, (mask, scale) in itertools.product(KINDS, SCALES)
-    if (kind, mask) != ("lite", "complex")
+    if not (kind.startswith("lite") and mask == "complex")
 ]
 
 
@@ -165,7 +167,7 @@ def test_wrong_shapes_are_refused(kind: str, mixture: tuple[int, ...], embedding
         network(torch.rand(mixture), None if embedding is None else torch.rand(embedding))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "lite"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("lite")])
 def test_complex_masks_refuse_what_they_cannot_be(kind: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         network_of(kind, "complex")(torch.rand(2, 9, BINS), torch.rand(2, DIM))
@@ -407,9 +409,9 @@ def test_the_singing_configuration_builds() -> None:
 # ---------------------------------------------------------------- Lite
 
 
-def lite(suppression: str = "full", **options: Any) -> Lite:
+def lite(suppression: str = "full", kind: str = "lite", **options: Any) -> Lite:
     torch.manual_seed(0)
-    cls, small = KINDS["lite"]
+    cls, small = KINDS[kind]
     network = stirred(cls(BINS, DIM, suppression=suppression, **small, **options))
     assert isinstance(network, Lite)
     return network
@@ -418,14 +420,16 @@ def lite(suppression: str = "full", **options: Any) -> Lite:
 def test_lite_has_the_published_sizes() -> None:
     network = Lite(257, 256)
     lstm = network.lstm
+    assert isinstance(lstm, nn.LSTM)
     assert (lstm.num_layers, lstm.hidden_size, lstm.bidirectional) == (3, 512, False)
     assert [m.out_features for m in network.noise_type if isinstance(m, nn.Linear)] == [64, 64, 1]
     assert all(m.kernel_size[0] == 1 for m in network.conv if isinstance(m, nn.Conv2d))
 
 
 @pytest.mark.parametrize("suppression", ["full", "adaptive"])
-def test_lite_does_not_hear_the_future(suppression: str) -> None:
-    network, mixture, embedding = lite(suppression), torch.rand(2, FRAMES, BINS), torch.randn(2, DIM)
+@pytest.mark.parametrize("kind", ["lite", "lite film"])
+def test_lite_does_not_hear_the_future(suppression: str, kind: str) -> None:
+    network, mixture, embedding = lite(suppression, kind), torch.rand(2, FRAMES, BINS), torch.randn(2, DIM)
     before = network(mixture, embedding)
     for t in (0, 1, FRAMES - 1):
         changed = mixture.clone()
@@ -436,14 +440,27 @@ def test_lite_does_not_hear_the_future(suppression: str) -> None:
 
 
 @pytest.mark.parametrize("suppression", ["full", "adaptive"])
+@pytest.mark.parametrize("kind", ["lite", "lite film"])
 @pytest.mark.parametrize("sizes", [[1] * FRAMES, [3, 1, 5, 2]])
-def test_lite_in_pieces_equals_lite_at_once(suppression: str, sizes: list[int]) -> None:
-    network, mixture, embedding = lite(suppression), torch.rand(2, FRAMES, BINS), torch.randn(2, DIM)
+def test_lite_in_pieces_equals_lite_at_once(suppression: str, kind: str, sizes: list[int]) -> None:
+    network, mixture, embedding = lite(suppression, kind), torch.rand(2, FRAMES, BINS), torch.randn(2, DIM)
     state, masks = None, []
     for piece in mixture.split(sizes, dim=1):
         mask, state = network.stream(piece, embedding, state)
         masks.append(mask)
     torch.testing.assert_close(torch.cat(masks, 1), network(mixture, embedding), atol=1e-6, rtol=1e-5)
+
+
+def test_the_followed_level_equals_its_formula() -> None:
+    network, mixture, sums = lite(kind="lite film"), torch.rand(2, FRAMES, BINS), torch.zeros(2, 2)
+    seen, left = network._follow_level(mixture, None)
+    for t in range(FRAMES):
+        power = mixture[:, t].square().mean(1)
+        sums = (1 - 1 / 5) * sums + torch.stack([power, torch.ones(2)], dim=1)
+        torch.testing.assert_close(seen[:, t], mixture[:, t] / (sums[:, :1] / sums[:, 1:]).sqrt())
+    torch.testing.assert_close(left, sums)
+    loud = network(100 * mixture, embedding := torch.randn(2, DIM))
+    torch.testing.assert_close(loud, network(mixture, embedding), atol=1e-5, rtol=1e-4)
 
 
 def test_adaptive_suppression_equals_its_formula() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import soundfile
 import torch
 
 import inference
-from model.choice import DEFAULT
+from model.choice import DEFAULT, STREAMING
 from model.presence import Calibration
 from model.separator import SHIPPED, Separator
 from tests.conftest import SHARED
@@ -21,7 +23,7 @@ from utils.checkpoint import load_checkpoint
 from utils.metrics import si_sdr
 
 Runner = Callable[..., tuple[int, str, str]]
-NAMES = ["compact", DEFAULT]
+NAMES = ["compact", DEFAULT, STREAMING]
 
 
 def voices() -> list[list[np.ndarray]]:
@@ -61,6 +63,23 @@ def test_they_separate_people_whom_they_never_heard(name: str) -> None:
             (si_sdr(torch.from_numpy(estimate), wave) - si_sdr(torch.from_numpy(mixture), wave)).item()
         )
     assert np.mean(gains) > 1.0 and np.mean(np.array(gains) > 0) > 0.5
+
+
+def test_a_stream_takes_the_causal_ones(tmp_path: Path) -> None:
+    (reference, target), (_, other) = voices()[:2]
+    write_audio(tmp_path / "reference.wav", reference, 16000)
+    mixture = np.round(0.5 * (target + other) * 32768).astype("<i2")
+    found = subprocess.run(
+        [sys.executable, "inference.py", "--stream", "-r", tmp_path / "reference.wav"],
+        input=mixture.tobytes(), cwd=SHIPPED.parent, capture_output=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert found.returncode == 0 and b"algorithmic latency 40 ms" in found.stderr
+    wave = torch.from_numpy(0.5 * target)
+    estimate, before = (
+        torch.from_numpy(samples.astype(np.float32) / 32768)
+        for samples in (np.frombuffer(found.stdout, "<i2"), mixture)
+    )
+    assert len(estimate) == len(before) and si_sdr(estimate, wave) > si_sdr(before, wave)
 
 
 def test_the_default_separates_and_says_whether_the_voice_is_there(run: Runner, tmp_path: Path) -> None:
