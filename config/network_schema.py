@@ -132,6 +132,13 @@ class LiteNetwork(MaskNetworkOptions):
     slope: float = 1.0
     offset: float = 0.0
 
+    @model_validator(mode="after")
+    def _refuse_what_the_front_has_not(self) -> LiteNetwork:
+        ignored = "channels" if self.front == "linear" else "front_dim"
+        if (value := getattr(self, ignored)) != type(self).model_fields[ignored].default:
+            raise ValueError(f"{ignored} {value}: a front that is {self.front} has none")
+        return self
+
 
 class OnnxNetwork(MaskNetworkOptions):
     """A mask network as an ONNX graph, magnitude `mag` and embedding `dvec` to mask; it can only be run."""

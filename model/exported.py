@@ -38,15 +38,16 @@ STATES = ("hidden", "cell", "share", "level")
 class _StreamedLite(nn.Module):
     """The causal network with its state as tensors, as graphs want it."""
 
-    def __init__(self, network: Lite) -> None:
+    def __init__(self, network: Lite, states: Sequence[str]) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.states = network, tuple(states)
 
     def forward(self, mixture: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        count = len(STATES) if self.network.level_frames else len(STATES) - 1
+        count = len(self.states)
         embedding = rest[0] if len(rest) > count else None
-        mask, state = self.network.stream(mixture, embedding, LiteState(*rest[-count:]))
-        return mask, *(value for value in state if value is not None)
+        before = LiteState(**dict(zip(self.states, rest[-count:], strict=True)))
+        mask, state = self.network.stream(mixture, embedding, before)
+        return mask, *named_state(state).values()
 
 
 def export_separator(separator: Separator, folder: Path) -> list[Path]:
@@ -54,7 +55,8 @@ def export_separator(separator: Separator, folder: Path) -> list[Path]:
 
     `separator.onnx`: magnitude `mixture` [B, T, F] (real and imaginary parts [B, T, F, 2] for a complex mask)
     and `embedding` [B, D] to `mask`; the causal network also has its state before and after: `hidden`, `cell`
-    [layers, B, H] and `share` [B, 1], zeros at the start. `embedder.onnx`: windows of the embedder's front
+    [layers, B, H], `share` [B, 1] and, with `network.level_frames`, `level` [B, 2], zeros at the start, and
+    what they are then, `hidden_after` and so on. `embedder.onnx`: windows of the embedder's front
     end `features` [B, T, M] to `vectors` [B, D]. Their metadata hold configuration and front end as JSON.
     """
     network, embedder = separator.network, separator.embedder
@@ -78,8 +80,8 @@ def export_separator(separator: Separator, folder: Path) -> list[Path]:
         module = Marked(network)
         inside = module.names
     elif isinstance(network, Lite):
-        module = _StreamedLite(network)
         states = named_state(empty_state(separator.config, 2))
+        module = _StreamedLite(network, list(states))
         inputs += list(states.values())
         names += list(states)
         outputs += [f"{name}_after" for name in states]
@@ -245,7 +247,8 @@ class ExportedLite(Lite):
 
     def __init__(self, graph: OnnxGraph, like: Lite, config: Config) -> None:
         MaskNetwork.__init__(self, like.bins, like.embedding_dim)
-        self.graph, self._config, self.suppression = graph, config, like.suppression
+        self.graph, self._config = graph, config
+        self.suppression, self.level_frames = like.suppression, like.level_frames
 
     def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
         return self.stream(mixture, embedding, None)[0]
@@ -259,7 +262,7 @@ class ExportedLite(Lite):
         state = empty_state(self._config, len(mixture)) if state is None else state
         inputs |= named_state(state)
         mask, *left = self.graph.run_named(inputs)
-        return mask, LiteState(*left)
+        return mask, LiteState(**dict(zip(named_state(state), left, strict=True)))
 
 
 def with_graphs(

@@ -126,7 +126,7 @@ class Lite(MaskNetwork):
         embedding = self.condition(embedding, len(mixture))
         mixture, level = self._follow_level(mixture, None if state is None else state.level)
         x = self._enter(mixture)
-        carried = None if state is None else (state.hidden.to(x.dtype), state.cell.to(x.dtype))
+        carried = None if state is None else (state.hidden, state.cell)
         if isinstance(self.lstm, FilmLstm):
             x, left = self.lstm(x, embedding, carried)
         else:
@@ -171,7 +171,8 @@ def convolutions(channels: int) -> nn.Sequential:
 
 
 def decayed_sums(values: Tensor, decay: float, before: Tensor) -> Tensor:
-    """s_t = decay * s_(t-1) + x_t of values x [..., T], the sums `before` them [..., 1] -> [..., T]"""
+    """s_t = decay * s_(t-1) + x_t of values x [..., T], the sums `before` them [..., 1] -> [..., T]; by a
+    matrix [T, T], so long sounds come in pieces (a stream's, of some thousand frames)."""
     with torch.autocast(values.device.type, enabled=False):
         # the recursion written out: s_t = decay^(t + 1) s_-1 + sum_k decay^(t - k) x_k
         frames = torch.arange(values.shape[-1], device=values.device)

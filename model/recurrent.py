@@ -47,10 +47,12 @@ def lstm_in_steps(
 def run_lstm(
     lstm: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """What a unidirectional `lstm`, batch first, makes of x [B, T, I] after a state, in the faster way."""
+    """What a unidirectional `lstm`, batch first, makes of x [B, T, I] after a state, in the faster way; a few
+    frames at a time the state stays in float32."""
     if x.shape[1] <= FEW_FRAMES and runs_on_cpu(x):
         return lstm_in_steps(lstm, x, state)
-    y, left = lstm(x, state)  # [B, T, H]
+    before = None if state is None else (state[0].to(x.dtype), state[1].to(x.dtype))
+    y, left = lstm(x, before)  # [B, T, H]
     return y, left
 
 

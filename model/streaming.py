@@ -30,7 +30,7 @@ class StreamingSeparator:
         if not isinstance(separator.network, Lite):
             raise ValueError(
                 f"network {separator.config.network.kind} hears the future, a stream needs network lite: "
-                "train one (config/lite.yaml) and name it with --checkpoint_path"
+                "the default of --stream is one, config/weights-lite-1.yaml and lite.yaml train others"
             )
         if separator.training:
             raise ValueError("a stream needs the separator in evaluation mode")

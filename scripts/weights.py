@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _train(data, "weights-voicefilter", real, sounding, "weights-compact")
     _train(data, "weights-lite-1", real, more)
     _learn("weights-lite", data / "weights-voicefilter", more, "weights-lite-1")
-    for name, store in (("compact", "compact"), ("voicefilter", "voicefilter"), ("lite", "voicefilter")):
+    judged_on = {"compact": "compact", "voicefilter": "voicefilter", "lite": "voicefilter"}
+    for name, store in judged_on.items():
         command("calibrate.py", f"weights-{name}", "--data", str(data / f"weights-{store}"))
         best = f"chkpt/weights-{name}/best.pt"
         command("convert.py", best, "-o", f"{options.out}/{name}.safetensors", "--half")

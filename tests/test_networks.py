@@ -451,6 +451,22 @@ def test_lite_in_pieces_equals_lite_at_once(suppression: str, kind: str, sizes: 
     torch.testing.assert_close(torch.cat(masks, 1), network(mixture, embedding), atol=1e-6, rtol=1e-5)
 
 
+def test_a_stream_s_state_is_not_rounded_from_frame_to_frame() -> None:
+    network, mixture, embedding = lite(kind="lite film"), torch.rand(2, FRAMES, BINS), torch.randn(2, DIM)
+    state = fine = None
+    with torch.inference_mode():
+        for frame in mixture.split(1, dim=1):
+            with torch.autocast("cpu", torch.bfloat16):
+                _, state = network.stream(frame, embedding, state)
+            assert state.cell.dtype == state.hidden.dtype == torch.float32
+            _, fine = network.stream(frame, embedding, fine)
+        slow = state._replace(cell=state.cell + 2**-12)  # less than bf16 can tell
+        with torch.autocast("cpu", torch.bfloat16):
+            left = [network.stream(mixture[:, :1], embedding, s)[1].cell for s in (state, slow)]
+    assert fine is not None and (left[0] != left[1]).all()
+    torch.testing.assert_close(state.cell, fine.cell, atol=0.05, rtol=0)
+
+
 def test_the_followed_level_equals_its_formula() -> None:
     network, mixture, sums = lite(kind="lite film"), torch.rand(2, FRAMES, BINS), torch.zeros(2, 2)
     seen, left = network._follow_level(mixture, None)

@@ -17,6 +17,7 @@ import inference
 from model.choice import DEFAULT, STREAMING
 from model.presence import Calibration
 from model.separator import SHIPPED, Separator
+from scripts import weights
 from tests.conftest import SHARED
 from utils.audio import write_audio
 from utils.checkpoint import load_checkpoint
@@ -68,7 +69,7 @@ def test_they_separate_people_whom_they_never_heard(name: str) -> None:
 def test_a_stream_takes_the_causal_ones(tmp_path: Path) -> None:
     (reference, target), (_, other) = voices()[:2]
     write_audio(tmp_path / "reference.wav", reference, 16000)
-    mixture = np.round(0.5 * (target + other) * 32768).astype("<i2")
+    mixture = np.round(0.5 * (target + other * target.std() / other.std()) * 32768).astype("<i2")
     found = subprocess.run(
         [sys.executable, "inference.py", "--stream", "-r", tmp_path / "reference.wav"],
         input=mixture.tobytes(), cwd=SHIPPED.parent, capture_output=True, check=False, timeout=300,
@@ -80,6 +81,25 @@ def test_a_stream_takes_the_causal_ones(tmp_path: Path) -> None:
         for samples in (np.frombuffer(found.stdout, "<i2"), mixture)
     )
     assert len(estimate) == len(before) and si_sdr(estimate, wave) > si_sdr(before, wave)
+
+
+def test_make_weights_makes_all_of_them_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commands: list[tuple[str, ...]] = []
+    monkeypatch.setattr(weights, "command", lambda *words: commands.append(words))
+    assert weights.main(["--corpus", str(tmp_path), "--data", "d", "-o", "out"]) == 0
+    made, trained = {"d/weights/noise", "d/weights/music"}, set()
+    for words in commands:
+        if words[0] == "generator.py":
+            made.add(words[words.index("-o") + 1])
+        elif words[0] == "trainer.py":
+            assert words[-1].removeprefix("store.folder=") in made and Path(words[2]).is_file()
+            start = words[words.index("--checkpoint_path") + 1] if "--checkpoint_path" in words else None
+            assert start is None or Path(start).parts[1] in trained
+            trained.add(words[words.index("-m") + 1])
+        elif words[0] == "calibrate.py":
+            assert words[1] in trained and words[3] in made
+    written = [words[3] for words in commands if words[0] == "convert.py"]
+    assert sorted(written) == sorted(f"out/{name}.safetensors" for name in NAMES)
 
 
 def test_the_default_separates_and_says_whether_the_voice_is_there(run: Runner, tmp_path: Path) -> None:
