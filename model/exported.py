@@ -31,8 +31,6 @@ from utils.files import atomic_file
 FORMAT = "voice-separation-onnx-1"
 SEPARATOR, EMBEDDER = "separator.onnx", "embedder.onnx"
 OPSET = 17
-STATES = ("hidden", "cell", "share", "level")
-"""Of a stream; the level where the network follows it."""
 
 
 class _StreamedLite(nn.Module):
@@ -146,7 +144,7 @@ def empty_state(config: Config, batch: int) -> LiteState:
 
 def named_state(state: LiteState) -> dict[str, Tensor]:
     """What the state holds, by the names that a graph's inputs have."""
-    return {name: value for name, value in zip(STATES, state, strict=True) if value is not None}
+    return {name: value for name, value in state._asdict().items() if value is not None}
 
 
 @torch.no_grad()
