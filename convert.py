@@ -4,6 +4,7 @@ python convert.py chkpt_55000.pt -e embedder.pt -o converted.pt     # the public
 python convert.py model.onnx -e embedder.onnx -o converted.pt       # ailia's two ONNX graphs
 python convert.py embedder.pt -o mine.pt                            # an embedder alone
 python convert.py chkpt/NAME/best.pt -o NAME.safetensors --half     # ours, to be handed on: weights alone
+python convert.py chkpt/NAME/best.pt --average chkpt/BEFORE/best.pt -o NAME.safetensors   # the mean of two
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from config.load import argument_parser, parse_arguments, run_script
+from config.load import argument_parser, differences, parse_arguments, run_script
 from config.schema import Store
 from model.foreign import CONTAINERS, load_embedder
 from model.foreign_separators import is_foreign, read_foreign
@@ -27,12 +28,16 @@ from utils.errors import UserError
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(_parser(), arguments)
     path, out = Path(options.checkpoint), Path(options.out)
-    for given in (path, options.embedder_path, options.config):
+    for given in (path, options.embedder_path, options.config, options.average):
         if given and out.resolve() == Path(given).resolve():
             raise UserError(f"{given}: would be overwritten by the result; name another file with -o")
     if options.half and out.suffix != ".safetensors":
         raise UserError(f"--half: is for a file named .safetensors, not {out}")
+    if options.average and out.suffix != ".safetensors":
+        raise UserError(f"--average: is for a file named .safetensors, not {out}")
     own = own_separator(path) if out.suffix == ".safetensors" else None
+    if options.average:
+        own = averaged(path, own, Path(options.average))
     content = own or (
         convert_separator(path, options) if is_separator(path) else convert_embedder(path, options)
     )
@@ -51,6 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     add("-e", "--embedder_path", help="the embedder that a separator was trained with")
     add("-o", "--out", required=True, metavar="CKPT", help="the file to write")
     add("--half", action="store_true", help="store matrices with 16 bits (.safetensors)")
+    add(
+        "--average",
+        metavar="CKPT",
+        help="store the mean of the weights of FILE and of this one, which it was trained on from",
+    )
     add("-c", "--config", metavar="YAML", help="the other project's YAML file, where FILE carries none")
     add(
         "--activation",
@@ -72,6 +82,36 @@ def own_separator(path: Path) -> dict[str, Any] | None:
     own["config"]["store"]["folder"] = Store().folder
     own["config"]["embedder"] = Path(own["config"]["embedder"]).name
     return own | {name: content[name] for name in kept if name in content}
+
+
+def averaged(path: Path, own: dict[str, Any] | None, other_path: Path) -> dict[str, Any]:
+    """The `own` separator of `path` with the mean of its network's weights and the other's.
+
+    Between a network and what it became by learning from other data too, the mean keeps most of what either
+    can (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", arXiv 2109.01903). What was
+    calibrated for the one does not hold for the mean, and is left out. Raises UserError for networks that
+    are not alike.
+    """
+    other = own_separator(other_path)
+    for where, content in ((path, own), (other_path, other)):
+        if content is None:
+            raise UserError(f"{where}: --average is for separators of this project")
+    assert own is not None and other is not None
+    kinds = ("audio", "network")
+    here, there = ({kind: content["config"][kind] for kind in kinds} for content in (own, other))
+    if changes := differences(there, here):
+        raise UserError(f"{other_path}: cannot be averaged with {path}: {'; '.join(changes)}")
+    first, second = (Separator.from_content(content, "").embedder for content in (own, other))
+    if first is not None and second is not None and not first.equals(second):
+        raise UserError(f"{other_path}: cannot be averaged with {path}: it listens to another embedder")
+    network = {
+        name: (value + other["network"][name]) / 2 if value.is_floating_point() else value
+        for name, value in own["network"].items()
+    }
+    heard = sorted({*own.get("training_speakers", ()), *other.get("training_speakers", ())})
+    left_out = ("presence", "step", "validation")
+    kept = {name: value for name, value in own.items() if name not in left_out}
+    return kept | {"network": network, "training_speakers": heard}
 
 
 def is_separator(path: Path) -> bool:

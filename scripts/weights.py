@@ -34,13 +34,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _train(data, "weights-compact-1", real, more)
     _train(data, "weights-compact", spoken, sounding, "weights-compact-1")
     _train(data, "weights-voicefilter", real, sounding, "weights-compact")
+    _train(data, "weights-rooms", real, sounding, "weights-voicefilter")
     _train(data, "weights-lite-1", real, more)
     _learn("weights-lite", data / "weights-voicefilter", more, "weights-lite-1")
-    judged_on = {"compact": "compact", "voicefilter": "voicefilter", "lite": "voicefilter"}
-    for name, store in judged_on.items():
-        command("calibrate.py", f"weights-{name}", "--data", str(data / f"weights-{store}"))
-        best = f"chkpt/weights-{name}/best.pt"
-        command("convert.py", best, "-o", f"{options.out}/{name}.safetensors", "--half")
+    compact, studio, rooms, lite = (
+        f"chkpt/weights-{name}/best.pt" for name in ("compact", "voicefilter", "rooms", "lite")
+    )
+    for name, best, store in (
+        ("compact", [compact], "weights-compact"),
+        ("voicefilter", [rooms, "--average", studio], "weights-voicefilter"),
+        ("lite", [lite], "weights-voicefilter"),
+    ):
+        weights = f"{options.out}/{name}.safetensors"
+        command("convert.py", *best, "-o", weights, "--half")
+        command("calibrate.py", weights, "--data", str(data / store))
     return 0
 
 

@@ -797,6 +797,33 @@ def test_weights_are_handed_on_without_their_training(run: Runner, trained: Path
     assert run(convert.main, whole, "-o", again)[0] == 0 and again.read_bytes() == whole.read_bytes()
 
 
+def test_the_mean_of_two_trainings_is_handed_on(run: Runner, trained: Path, tmp_path: Path) -> None:
+    content = load_checkpoint(trained)
+    moved = {
+        name: value + (0.5 if value.is_floating_point() else 3) for name, value in content["network"].items()
+    }
+    later, mean = tmp_path / "later.pt", tmp_path / "mean.safetensors"
+    torch.save(
+        content | {"network": moved, "training_speakers": ["z"], "presence": {"is": "left out"}}, later
+    )
+    assert run(convert.main, later, "--average", trained, "-o", mean)[0] == 0
+    written = load_checkpoint(mean)
+    assert not {"presence", "step", "validation"} & written.keys()
+    assert written["training_speakers"] == sorted({*content["training_speakers"], "z"})
+    for name, value in content["network"].items():
+        expected = value + (0.25 if value.is_floating_point() else 3)
+        torch.testing.assert_close(written["network"][name], expected, msg=name)
+    code, _, err = run(convert.main, later, "--average", trained, "-o", tmp_path / "mean.pt")
+    assert code == 2 and "--average: is for a file named .safetensors" in err
+    content["config"]["network"]["exponent"] = 0.7
+    torch.save(content, tmp_path / "different.pt")
+    code, _, err = run(
+        convert.main, later, "--average", tmp_path / "different.pt", "-o", tmp_path / "m.safetensors"
+    )
+    assert code == 2 and "cannot be averaged" in err and "exponent: 0.7 -> 0.3" in err
+    assert not (tmp_path / "m.safetensors").exists()
+
+
 @pytest.mark.parametrize("damage", ["cut", "other", "text", "empty"])
 def test_damaged_weights_are_refused(run: Runner, trained: Path, tmp_path: Path, damage: str) -> None:
     path = tmp_path / "w.safetensors"

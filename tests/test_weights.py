@@ -87,7 +87,7 @@ def test_make_weights_makes_all_of_them_in_order(monkeypatch: pytest.MonkeyPatch
     commands: list[tuple[str, ...]] = []
     monkeypatch.setattr(weights, "command", lambda *words: commands.append(words))
     assert weights.main(["--corpus", str(tmp_path), "--data", "d", "-o", "out"]) == 0
-    made, trained = {"d/weights/noise", "d/weights/music"}, set()
+    made, trained, written = {"d/weights/noise", "d/weights/music"}, set(), []
     for words in commands:
         if words[0] == "generator.py":
             made.add(words[words.index("-o") + 1])
@@ -96,9 +96,11 @@ def test_make_weights_makes_all_of_them_in_order(monkeypatch: pytest.MonkeyPatch
             start = words[words.index("--checkpoint_path") + 1] if "--checkpoint_path" in words else None
             assert start is None or Path(start).parts[1] in trained
             trained.add(words[words.index("-m") + 1])
+        elif words[0] == "convert.py":
+            assert {Path(word).parts[1] for word in words if word.endswith("best.pt")} <= trained
+            written.append(words[words.index("-o") + 1])
         elif words[0] == "calibrate.py":
-            assert words[1] in trained and words[3] in made
-    written = [words[3] for words in commands if words[0] == "convert.py"]
+            assert words[1] == written[-1] and words[3] in made
     assert sorted(written) == sorted(f"out/{name}.safetensors" for name in NAMES)
 
 
