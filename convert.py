@@ -31,10 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for given in (path, options.embedder_path, options.config, options.average):
         if given and out.resolve() == Path(given).resolve():
             raise UserError(f"{given}: would be overwritten by the result; name another file with -o")
-    if options.half and out.suffix != ".safetensors":
-        raise UserError(f"--half: is for a file named .safetensors, not {out}")
-    if options.average and out.suffix != ".safetensors":
-        raise UserError(f"--average: is for a file named .safetensors, not {out}")
+    for name in ("half", "average"):
+        if getattr(options, name) and out.suffix != ".safetensors":
+            raise UserError(f"--{name}: is for a file named .safetensors, not {out}")
     own = own_separator(path) if out.suffix == ".safetensors" else None
     if options.average:
         own = averaged(path, own, Path(options.average))
