@@ -182,11 +182,13 @@ class Loss(Options):
 
     `relative` divides the magnitudes by the mixture's root mean square, so that quiet examples count alike.
     `exponent` is that of power_law, power_law_complex and asymmetric (1: linear magnitudes);
-    `asymmetric_alpha` what too much suppression costs there. `absent` counts only examples whose target is
-    silent. `noise_type` trains the head of the network lite.
+    `asymmetric_alpha` what too much suppression costs there. `target` phase_sensitive: magnitude_mse,
+    power_law and asymmetric compare with the part of the target that is in phase with the mixture. `absent`
+    counts only examples whose target is silent. `noise_type` trains the head of the network lite.
     """
 
     relative: bool = False
+    target: Literal["magnitude", "phase_sensitive"] = "magnitude"
     exponent: float = Field(0.3, gt=0, le=1)
     magnitude_mse: float = Field(0.0, ge=0)
     power_law: float = Field(1.0, ge=0)
@@ -206,6 +208,8 @@ class Loss(Options):
         require_switch(self, "asymmetric", "asymmetric_alpha")
         if not any(self.weights[name] for name in RECONSTRUCTION):
             raise ValueError(f"one of {', '.join(RECONSTRUCTION)} needs a weight above 0")
+        if self.target == "phase_sensitive" and not any(self.weights[name] for name in MAGNITUDES):
+            raise ValueError(f"target phase_sensitive: has no effect without one of {', '.join(MAGNITUDES)}")
         return self
 
     @property
@@ -218,7 +222,8 @@ class Loss(Options):
     @property
     def needs_phase(self) -> bool:
         """Whether the angle between target and mixture is needed in every bin."""
-        return bool(self.power_law_complex or self.si_sdr or self.snr or self.noise_type)
+        in_phase = self.target == "phase_sensitive"
+        return bool(in_phase or self.power_law_complex or self.si_sdr or self.snr or self.noise_type)
 
     @property
     def needs_embedder(self) -> bool:
@@ -226,11 +231,11 @@ class Loss(Options):
         return bool(self.srl.beta or self.triplet_srl.beta)
 
 
+MAGNITUDES = ("magnitude_mse", "power_law", "asymmetric")
+"""Criteria that compare the estimate's magnitude with the target's, or with what of it is in phase."""
 RECONSTRUCTION = (
-    "magnitude_mse",
-    "power_law",
+    *MAGNITUDES,
     "power_law_complex",
-    "asymmetric",
     "mask_mse",
     "si_sdr",
     "snr",

@@ -229,6 +229,8 @@ class Config(Options):
             raise ValueError("network.embedding none: has no embedder to train, to blur or to compare with")
         if self.network.mask == "complex" and not waves:
             raise ValueError("network.mask complex: needs the phase, store.kind wave or data.mode live")
+        if self.network.mask == "complex" and self.loss.target == "phase_sensitive":
+            raise ValueError("loss.target phase_sensitive: a complex mask gives the phase, too")
         if self.loss.needs_embedder and not waves:
             raise ValueError("loss.srl, loss.triplet_srl: need waveforms, store.kind wave or data.mode live")
         if self.loss.needs_embedder and joint:

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from config.network_schema import RECONSTRUCTION, Loss
+from config.network_schema import MAGNITUDES, RECONSTRUCTION, Loss
 from utils.distributed import share_of_mean
 
 FLOOR = 1e-4
@@ -66,6 +66,15 @@ class Comparison:
             raise ValueError("a complex mask needs the sine of the angle, too")
         projected = self.mask[..., 0] * self.cosine + self.mask[..., 1] * self.sine
         return projected / (self.mask.square().sum(-1) + 1e-12).sqrt()
+
+    @cached_property
+    def in_phase(self) -> Tensor:
+        """S max(C, 0) [B, T, F]: the part of the target that a real mask can give (Erdogan et al. 2015,
+        "Phase-sensitive and recognition-boosted speech separation using deep recurrent neural networks").
+        Raises ValueError where the phase is not known."""
+        if self.cosine is None:
+            raise ValueError("loss.target phase_sensitive needs the phase: store.cosine=true")
+        return self.target * self.cosine.clamp_min(0)
 
     @cached_property
     def silent(self) -> Tensor:
@@ -129,15 +138,16 @@ def _relative(c: Comparison) -> Comparison:
 
 
 def _criterion(name: str, options: Loss, c: Comparison) -> Tensor:
+    target = c.in_phase if options.target == "phase_sensitive" and name in MAGNITUDES else c.target
     match name:
         case "magnitude_mse":
-            return magnitude_mse(c.estimate, c.target)
+            return magnitude_mse(c.estimate, target)
         case "power_law":
-            return power_law(c.estimate, c.target, options.exponent)
+            return power_law(c.estimate, target, options.exponent)
         case "power_law_complex":
             return power_law_complex(c.estimate, c.target, c.angle, options.exponent)
         case "asymmetric":
-            return asymmetric(c.estimate, c.target, options.asymmetric_alpha, options.exponent)
+            return asymmetric(c.estimate, target, options.asymmetric_alpha, options.exponent)
         case "mask_mse":
             return mask_mse(c)
         case "si_sdr":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,16 @@ def test_magnitude_criteria_equal_their_formulas() -> None:
         (0 + 1 + 3**0.6 - 2 * power * 0.5) / 2, rel=1e-3
     )
     assert values["asymmetric"].item() == pytest.approx((10 * (power - 1)) ** 2 / 2, rel=1e-3)
+
+
+def test_phase_sensitive_targets_are_the_part_in_phase() -> None:
+    opposed = replace(SOFT, cosine=torch.tensor([[[0.5, -0.5]]]))  # S max(C, 0) = (0.5, 0)
+    loss = only(magnitude_mse=1.0, power_law=1.0, mask_mse=1.0, target="phase_sensitive")
+    values = criteria(loss, opposed)
+    assert values["magnitude_mse"].item() == pytest.approx((0.5**2 + 1**2) / 2)
+    compressed = ((1 - 0.5**0.3) ** 2 + (1 - FLOOR**0.3) ** 2) / 2
+    assert values["power_law"].item() == pytest.approx(compressed, rel=1e-3)
+    assert values["mask_mse"] == criteria(only(mask_mse=1.0), opposed)["mask_mse"]
 
 
 def test_asymmetric_charges_suppression_alone() -> None:
@@ -202,9 +213,13 @@ def test_what_cannot_be_computed_is_refused() -> None:
     for name in ("si_sdr", "power_law_complex"):
         with pytest.raises(ValueError, match="needs the phase"):
             criteria(only(**{name: 1.0}), Comparison(ones, ones, ones))
+    with pytest.raises(ValueError, match="phase_sensitive needs the phase"):
+        criteria(only(power_law=1.0, target="phase_sensitive"), Comparison(ones, ones, ones))
     for overrides, words in (
         (["loss.power_law=0"], "needs a weight above 0"),
         (["loss.srl.beta=0.3"], "need waveforms"),
+        (["loss={power_law: 0, snr: 1, target: phase_sensitive}"], "no effect without one of magnitude_mse"),
+        (["loss.target=phase_sensitive", "network.mask=complex", "store.kind=wave"], "gives the phase, too"),
         (["loss.srl.beta=0.3", "store.kind=wave", "train.embedder=joint"], "need a frozen embedder"),
         (["loss.srl.beta=0.3", "store.kind=wave", "data.reverse=true"], "all but the reference's voice"),
         (["loss.noise_type=1"], "network lite, not voicefilter"),
@@ -366,9 +381,12 @@ def test_stored_magnitudes_and_waveforms_teach_the_same(tmp_path: Path) -> None:
         torch.testing.assert_close(objective(spectra)["loss"], objective(batch)["loss"])
 
 
-@pytest.mark.parametrize("name", [*SPECTRAL, "absent"])
-def test_every_criterion_alone_learns_from_stored_magnitudes_and_from_waveforms(name: str) -> None:
-    objective = tiny_objective(["loss.power_law=1e-20", f"loss.{name}=1"], embedders()["resemblyzer"])
+@pytest.mark.parametrize(
+    "option", [*(f"{name}=1" for name in [*SPECTRAL, "absent"]), "target=phase_sensitive"]
+)
+def test_every_criterion_alone_learns_from_stored_magnitudes_and_from_waveforms(option: str) -> None:
+    options = [f"loss.power_law={1 if 'target' in option else 1e-20}", f"loss.{option}"]
+    objective = tiny_objective(options, embedders()["resemblyzer"])
     batch = wave_batch()
     batch["target_wave"][0] = 0.0
     spectra = SeparatorObjective._with_spectra(objective, batch)
