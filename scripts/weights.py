@@ -34,20 +34,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _train(data, "weights-compact-1", real, more)
     _train(data, "weights-compact", spoken, sounding, "weights-compact-1")
     _train(data, "weights-voicefilter", real, sounding, "weights-compact")
-    _train(data, "weights-rooms", real, sounding, "weights-voicefilter")
     _train(data, "weights-lite-1", real, more)
     _learn("weights-lite", data / "weights-voicefilter", more, "weights-lite-1")
-    compact, studio, rooms, lite = (
-        f"chkpt/weights-{name}/best.pt" for name in ("compact", "voicefilter", "rooms", "lite")
-    )
-    for name, best, store in (
-        ("compact", [compact], "weights-compact"),
-        ("voicefilter", [rooms, "--average", studio], "weights-voicefilter"),
-        ("lite", [lite], "weights-voicefilter"),
-    ):
+    _train(data, "weights-voicefilter-rooms", real, sounding, "weights-voicefilter")
+    for name in ("compact", "lite"):
+        _learn(f"weights-{name}-rooms", data / "weights-voicefilter-rooms", more, f"weights-{name}")
+    for name in ("compact", "voicefilter", "lite"):
+        before, behind = (f"chkpt/weights-{name}{part}/best.pt" for part in ("", "-rooms"))
         weights = f"{options.out}/{name}.safetensors"
-        command("convert.py", *best, "-o", weights, "--half")
-        command("calibrate.py", weights, "--data", str(data / store))
+        command("convert.py", behind, "--average", before, "-o", weights, "--half")
+        command("calibrate.py", weights, "--data", str(data / "weights-voicefilter"))
     return 0
 
 
