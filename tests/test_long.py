@@ -92,7 +92,9 @@ def test_a_recurrent_network_hears_long_mixtures_as_in_one_piece(
     vectors = torch.randn(2, 256)
     blocks = np.split(mixture, sorted(cuts), axis=1)
     found = np.concatenate(list(system.separate_blocks(blocks, vectors)), axis=1)
-    np.testing.assert_allclose(found, in_one_piece(system, mixture, vectors), atol=1e-5)
+    expected = in_one_piece(system, mixture, vectors)
+    loudest = max(1.0, float(np.abs(expected).max()))  # a complex mask amplifies, and its rounding with it
+    np.testing.assert_allclose(found, expected, atol=1e-5 * loudest)
 
 
 def test_bfloat16_hears_the_same_within_its_rounding() -> None:
