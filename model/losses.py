@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from config.network_schema import MAGNITUDES, RECONSTRUCTION, Loss
+from config.network_schema import RECONSTRUCTION, Loss
 from utils.distributed import share_of_mean
 
 FLOOR = 1e-4
@@ -138,7 +138,7 @@ def _relative(c: Comparison) -> Comparison:
 
 
 def _criterion(name: str, options: Loss, c: Comparison) -> Tensor:
-    target = c.in_phase if options.target == "phase_sensitive" and name in MAGNITUDES else c.target
+    target = c.in_phase if options.target == "phase_sensitive" else c.target
     match name:
         case "magnitude_mse":
             return magnitude_mse(c.estimate, target)
