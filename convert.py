@@ -4,6 +4,7 @@ python convert.py chkpt_55000.pt -e embedder.pt -o converted.pt     # the public
 python convert.py model.onnx -e embedder.onnx -o converted.pt       # ailia's two ONNX graphs
 python convert.py embedder.pt -o mine.pt                            # an embedder alone
 python convert.py chkpt/NAME/best.pt -o NAME.safetensors --half     # ours, to be handed on: weights alone
+python convert.py chkpt/NAME/best.pt -o NAME.safetensors --int8     # the network with 8 bits: half as large
 python convert.py chkpt/NAME/best.pt --average chkpt/BEFORE/best.pt -o NAME.safetensors   # the mean of two
 """
 
@@ -21,6 +22,7 @@ from model.foreign_separators import is_foreign, read_foreign
 from model.foreign_settings import settings_file
 from model.onnx_network import OnnxGraph
 from model.separator import FORMAT, Separator
+from model.widening import WIDTHS
 from utils.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from utils.errors import UserError
 
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for given in (path, options.embedder_path, options.config, options.average):
         if given and out.resolve() == Path(given).resolve():
             raise UserError(f"{given}: would be overwritten by the result; name another file with -o")
-    for name in ("half", "average"):
+    for name in ("half", "int8", "average"):
         if getattr(options, name) and out.suffix != ".safetensors":
             raise UserError(f"--{name}: is for a file named .safetensors, not {out}")
     own = own_separator(path) if out.suffix == ".safetensors" else None
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         convert_separator(path, options) if is_separator(path) else convert_embedder(path, options)
     )
     if out.suffix == ".safetensors":
-        save_weights(out, content, options.half)
+        save_weights(out, content, 8 if options.int8 else 16 if options.half else 32)
     else:
         save_checkpoint(out, content)
     print(out)
@@ -54,7 +56,13 @@ def _parser() -> argparse.ArgumentParser:
     add("checkpoint", metavar="FILE", help="a separator or an embedder, recognised by its keys")
     add("-e", "--embedder_path", help="the embedder that a separator was trained with")
     add("-o", "--out", required=True, metavar="CKPT", help="the file to write")
-    add("--half", action="store_true", help="store matrices with 16 bits (.safetensors)")
+    small = parser.add_mutually_exclusive_group()
+    small.add_argument("--half", action="store_true", help="store matrices with 16 bits (.safetensors)")
+    small.add_argument(
+        "--int8",
+        action="store_true",
+        help="store the mask network's matrices with 8 bits, scaled by rows, others with 16 (.safetensors)",
+    )
     add(
         "--average",
         metavar="CKPT",
@@ -87,9 +95,9 @@ def averaged(path: Path, own: dict[str, Any] | None, other_path: Path) -> dict[s
     """The `own` separator of `path` with the mean of its network's weights and the other's.
 
     Between a network and what it became by learning from other data too, the mean keeps most of what either
-    can (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", arXiv 2109.01903). What was
-    calibrated for the one does not hold for the mean, and is left out. Raises UserError for networks that
-    are not alike.
+    can (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", arXiv 2109.01903). A narrower other
+    is widened first, as the trainer does when it begins with it. What was calibrated for the one does not
+    hold for the mean, and is left out. Raises UserError for networks that are not alike.
     """
     other = own_separator(other_path)
     for where, content in ((path, own), (other_path, other)):
@@ -98,13 +106,16 @@ def averaged(path: Path, own: dict[str, Any] | None, other_path: Path) -> dict[s
     assert own is not None and other is not None
     kinds = ("audio", "network")
     here, there = ({kind: content["config"][kind] for kind in kinds} for content in (own, other))
+    before = Separator.from_content(own, "").network.widened(other["network"])
+    if before is not other["network"]:
+        there["network"] = there["network"] | {name: here["network"][name] for name in WIDTHS}
     if changes := differences(there, here):
         raise UserError(f"{other_path}: cannot be averaged with {path}: {'; '.join(changes)}")
     first, second = (Separator.from_content(content, "").embedder for content in (own, other))
     if first is not None and second is not None and not first.equals(second):
         raise UserError(f"{other_path}: cannot be averaged with {path}: it listens to another embedder")
     network = {
-        name: (value + other["network"][name]) / 2 if value.is_floating_point() else value
+        name: (value + before[name]) / 2 if value.is_floating_point() else value
         for name, value in own["network"].items()
     }
     heard = sorted({*own.get("training_speakers", ()), *other.get("training_speakers", ())})

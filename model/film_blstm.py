@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model.mask_network import EMBEDDING_SCALE, MaskNetwork
+from model.widening import Widening
 
 
 class Inward(Protocol):
@@ -64,7 +65,8 @@ class FilmBlstm(MaskNetwork):
     LSTMs. After the first LSTM every feature is scaled and shifted by what the embedding says. Level
     normalisation and layer norms are what make it listen to the reference within minutes
     (docs/experiments.md). Behind the LSTMs come `residual_layers` that begin as identities, so that a
-    network without them can be trained on with them. `options` are those of MaskNetwork.
+    network without them can be trained on with them; so can a narrower one. `options` are those of
+    MaskNetwork.
     """
 
     def __init__(
@@ -96,6 +98,14 @@ class FilmBlstm(MaskNetwork):
     @property
     def identities(self) -> tuple[str, ...]:
         return ("residuals.",)
+
+    def widened(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not {"front.bias", "lstms.0.weight_hh_l0"} <= state.keys():
+            return state
+        front = len(state["front.bias"]), self.front.out_features
+        lstm = state["lstms.0.weight_hh_l0"].shape[1], cast(nn.LSTM, self.lstms[0]).hidden_size
+        wider = front[0] <= front[1] and lstm[0] <= lstm[1] and (front, lstm) != (front[::-1], lstm[::-1])
+        return Widening(front, lstm)(state) if wider else state
 
     @property
     def frame_multiple(self) -> int:

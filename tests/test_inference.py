@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event, Thread
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -559,9 +560,10 @@ def test_a_voice_in_a_part_of_a_recording_is_found_there_whatever_the_blocks() -
 
 
 def test_calibrating_keeps_the_format_of_the_file(run: Runner, store: Path, tmp_path: Path) -> None:
-    for half in (False, True):
-        path = tmp_path / f"{half}.safetensors"
-        save_weights(path, separator_of().content(), half)
+    bits: Literal[8, 16, 32]
+    for bits in (32, 16, 8):
+        path = tmp_path / f"{bits}.safetensors"
+        save_weights(path, separator_of().content(), bits)
         size = path.stat().st_size
         before = load_checkpoint(path)
         save_again(path, before | {"presence": {"weights": [1.0]}})

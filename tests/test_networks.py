@@ -750,3 +750,30 @@ def test_residual_layers_begin_as_identities() -> None:
     assert missing and all(name.startswith(more.identities) for name in missing) and not unexpected
     mixture, embedding = torch.rand(2, FRAMES, BINS), torch.randn(2, DIM)
     torch.testing.assert_close(more(mixture, embedding), few(mixture, embedding))
+
+
+@pytest.mark.parametrize(
+    ("front", "lstm", "tolerance"), [(8, 16, 1e-5), (16, 8, 1e-5), (13, 24, 1e-5), (8, 12, 0.05)]
+)
+def test_a_wider_network_begins_as_the_narrower_one(front: int, lstm: int, tolerance: float) -> None:
+    torch.manual_seed(0)
+    sizes = {"residual_layers": 1, "stack": 2}
+    narrow = FilmBlstm(BINS, DIM, front_dim=8, lstm_dim=8, **sizes).eval()
+    wide = FilmBlstm(BINS, DIM, front_dim=front, lstm_dim=lstm, **sizes).eval()
+    for parameter in (*narrow.residuals.parameters(), *narrow.norms.parameters()):
+        torch.nn.init.normal_(parameter, 0.2, 0.2)  # no identities
+    state = wide.widened(narrow.state_dict())
+    wide.load_state_dict(state)
+    mixture, embedding = torch.rand(2, FRAMES, BINS), torch.randn(2, DIM)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            wide(mixture, embedding), narrow(mixture, embedding), atol=tolerance, rtol=0
+        )
+    for name, value in wide.widened(narrow.state_dict()).items():
+        assert torch.equal(value, state[name]), "the same every time"
+    if lstm > 8:  # copies differ in what they give to others, so they learn different things
+        out = state["out.weight"]
+        assert not torch.allclose(out[:, 0], out[:, 8])
+    assert narrow.widened(wide.state_dict())["out.weight"].shape == state["out.weight"].shape, (
+        "never narrower"
+    )

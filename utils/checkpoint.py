@@ -11,7 +11,7 @@ import warnings
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import safetensors.torch
@@ -28,6 +28,8 @@ NUMPY_SCALARS: list[Any] = [
     (_scalar, "numpy._core.multiarray.scalar"),
 ]
 """What NumPy's numbers are made of, such as the best loss that a script saved; nothing that runs."""
+SCALE = ":scale"
+"""Behind the name of a matrix of 8-bit integers: its rows' scales."""
 
 
 def save_checkpoint(
@@ -49,14 +51,15 @@ def save_checkpoint(
         name_also(Path(path), copy)
 
 
-def save_weights(path: Path | str, content: dict[str, Any], half: bool = False) -> None:
+def save_weights(path: Path | str, content: dict[str, Any], bits: Literal[8, 16, 32] = 32) -> None:
     """Writes a checkpoint as a safetensors file, which holds nothing but numbers and a text: what is to be
-    handed on. `half` stores matrices as float16.
+    handed on. Matrices are stored with so many `bits`: 16 are float16, and with 8 those of `network` are
+    integers, scaled row by row, and others float16.
 
     Raises ValueError for content that is neither tensors nor JSON.
     """
     tensors: dict[str, torch.Tensor] = {}
-    tree = json.dumps(_without_tensors(content, "", tensors, half))
+    tree = json.dumps(_without_tensors(content, "", tensors, bits))
     with atomic_file(path) as temporary:
         temporary.write_bytes(safetensors.torch.save(tensors, {"content": tree}))
 
@@ -68,35 +71,51 @@ def save_again(path: Path | str, content: dict[str, Any]) -> None:
         return
     with safetensors.safe_open(str(path), "pt") as file:
         kinds = {file.get_slice(place).get_dtype() for place in file.keys()}  # noqa: SIM118 (it is no dict)
-    save_weights(path, content, half="F16" in kinds)
+    save_weights(path, content, 8 if "I8" in kinds else 16 if "F16" in kinds else 32)
 
 
-def _without_tensors(value: Any, name: str, tensors: dict[str, torch.Tensor], half: bool) -> Any:
+def _without_tensors(value: Any, name: str, tensors: dict[str, torch.Tensor], bits: int) -> Any:
     """Its dicts and values without the tensors, which are taken by their place, such as network/out.bias."""
     if isinstance(value, dict):
         found = {}
         for key, part in value.items():
             place = f"{name}/{key}" if name else str(key)
             if isinstance(part, torch.Tensor):
-                small = half and part.ndim > 1 and part.dtype == torch.float32
-                tensors[place] = (part.half() if small else part).contiguous().clone()
+                matrix = part.ndim > 1 and part.dtype == torch.float32
+                if bits == 8 and matrix and name == "network":
+                    part, tensors[place + SCALE] = _as_integers(part)
+                elif bits < 32 and matrix:
+                    part = part.half()
+                tensors[place] = part.contiguous().clone()
             else:
-                found[str(key)] = _without_tensors(part, place, tensors, half)
+                found[str(key)] = _without_tensors(part, place, tensors, bits)
         return found
     if isinstance(value, torch.Tensor):
         raise ValueError(f"{name}: a tensor outside a dict")
     return value
 
 
+def _as_integers(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A matrix or more [R, ...] -> int8 [R, ...] and float32 [R]: the largest of each row is 127."""
+    rows = weight.flatten(1)
+    scale = rows.abs().amax(1).clamp_min(1e-30) / 127
+    return (rows / scale[:, None]).round().to(torch.int8).view(weight.shape), scale
+
+
 def _read_weights(path: Path | str) -> dict[str, Any]:
     with safetensors.safe_open(str(path), "pt") as file:
         content: dict[str, Any] = json.loads((file.metadata() or {})["content"])
         for place in file.keys():  # noqa: SIM118 (it is no dict)
+            if place.endswith(SCALE):
+                continue
             *folders, key = place.split("/")
             part = content
             for folder in folders:
                 part = part.setdefault(folder, {})
             tensor = file.get_tensor(place)
+            if tensor.dtype == torch.int8:
+                scale = file.get_tensor(place + SCALE)
+                tensor = (tensor.flatten(1) * scale[:, None]).view(tensor.shape)
             part[key] = tensor.float() if tensor.dtype == torch.float16 else tensor
     return content
 
