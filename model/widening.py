@@ -54,8 +54,8 @@ class Widening:
             new[bias] = new[bias][self.gates]
 
     def shared(self, weight: Tensor, source: Tensor) -> Tensor:
-        """Weights [R, old units] -> [R, new units]: column j is a share of column `source[j]`; its shares sum up
-        to it."""
+        """Weights [R, old units] -> [R, new units]: column j is a share of column `source[j]`, whose shares
+        sum up to it."""
         rows, old = weight.shape
         copies = torch.bincount(source, minlength=old).to(weight)
         noise = SPREAD * torch.randn(rows, len(source), generator=self.generator).to(weight)
