@@ -39,10 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _train(data, "weights-voicefilter-rooms", real, sounding, "weights-voicefilter")
     for name in ("compact", "lite"):
         _learn(f"weights-{name}-rooms", data / "weights-voicefilter-rooms", more, f"weights-{name}")
-    for name in ("compact", "voicefilter", "lite"):
+    compact, lite, shipped = (
+        f"{options.out}/{name}.safetensors" for name in ("compact", "lite", "voicefilter")
+    )
+    narrow = f"{data}/weights-voicefilter-narrow.safetensors"
+    for name, mean in (("compact", compact), ("lite", lite), ("voicefilter", narrow)):
         before, behind = (f"chkpt/weights-{name}{part}/best.pt" for part in ("", "-rooms"))
-        weights = f"{options.out}/{name}.safetensors"
-        command("convert.py", behind, "--average", before, "-o", weights, "--half")
+        command("convert.py", behind, "--average", before, "-o", mean, "--half")
+    _train(data, "weights-voicefilter-wide", real, sounding, narrow)
+    command("convert.py", "chkpt/weights-voicefilter-wide/best.pt", "-o", shipped, "--int8")
+    for weights in (compact, lite, shipped):
         command("calibrate.py", weights, "--data", str(data / "weights-voicefilter"))
     return 0
 
@@ -55,7 +61,10 @@ def _train(data: Path, name: str, corpora: list[str], more: list[str], start: st
 
 
 def _learn(name: str, store: Path, more: list[str], start: str | None = None) -> None:
-    begin = ("--checkpoint_path", f"chkpt/{start}/best.pt") if start else ()
+    """Training of config/NAME.yaml; `start`: another one's name, or a file."""
+    if start and not start.endswith(".safetensors"):
+        start = f"chkpt/{start}/best.pt"
+    begin = ("--checkpoint_path", start) if start else ()
     command("trainer.py", "-c", f"config/{name}.yaml", "-m", name, *begin, *more, f"store.folder={store}")
 
 
