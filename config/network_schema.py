@@ -61,8 +61,8 @@ class FilmBlstmNetwork(MaskNetworkOptions):
 
     `stack` neighbouring frames share a step. The mixture's level is that of the `level_frames` (odd) around
     each frame, so that a piece looks as it does within the whole; 0: of all. `residual_layers` more LSTMs
-    begin as identities: `--checkpoint_path` may name a network with fewer of them, or with smaller `front_dim`
-    and `lstm_dim`, whose units are then copied.
+    begin as identities: `--checkpoint_path` may name a network with fewer of them, or with smaller
+    `front_dim` and `lstm_dim`, whose units are then copied.
     """
 
     kind: Literal["film_blstm"] = "film_blstm"
