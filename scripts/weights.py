@@ -39,18 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _train(data, "weights-voicefilter-rooms", real, sounding, "weights-voicefilter")
     for name in ("compact", "lite"):
         _learn(f"weights-{name}-rooms", data / "weights-voicefilter-rooms", more, f"weights-{name}")
-    compact, lite, shipped = (
-        f"{options.out}/{name}.safetensors" for name in ("compact", "lite", "voicefilter")
-    )
-    narrow = f"{data}/weights-voicefilter-narrow.safetensors"
-    for name, mean in (("compact", compact), ("lite", lite), ("voicefilter", narrow)):
-        before, behind = (f"chkpt/weights-{name}{part}/best.pt" for part in ("", "-rooms"))
-        command("convert.py", behind, "--average", before, "-o", mean, "--half")
-    _train(data, "weights-voicefilter-wide", real, sounding, narrow)
-    command("convert.py", "chkpt/weights-voicefilter-wide/best.pt", "-o", shipped, "--int8")
-    for weights in (compact, lite, shipped):
+    compact, lite, last = (f"{options.out}/{name}.safetensors" for name in ("compact", "lite", "voicefilter"))
+    mean = f"{data}/weights-voicefilter-mean.safetensors"
+    for name, written in (("compact", compact), ("lite", lite), ("voicefilter", mean)):
+        _average(f"chkpt/weights-{name}-rooms/best.pt", f"chkpt/weights-{name}/best.pt", written)
+    _train(data, "weights-voicefilter-noise", real, sounding, mean)
+    _average("chkpt/weights-voicefilter-noise/best.pt", mean, last)
+    for weights in (compact, lite, last):
         command("calibrate.py", weights, "--data", str(data / "weights-voicefilter"))
     return 0
+
+
+def _average(behind: str, before: str, out: str) -> None:
+    command("convert.py", behind, "--average", before, "-o", out, "--half")
 
 
 def _train(data: Path, name: str, corpora: list[str], more: list[str], start: str | None = None) -> None:
