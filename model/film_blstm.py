@@ -102,10 +102,10 @@ class FilmBlstm(MaskNetwork):
     def widened(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         if not {"front.bias", "lstms.0.weight_hh_l0"} <= state.keys():
             return state
-        front = len(state["front.bias"]), self.front.out_features
-        lstm = state["lstms.0.weight_hh_l0"].shape[1], cast(nn.LSTM, self.lstms[0]).hidden_size
-        wider = front[0] <= front[1] and lstm[0] <= lstm[1] and (front, lstm) != (front[::-1], lstm[::-1])
-        return Widening(front, lstm)(state) if wider else state
+        there = len(state["front.bias"]), state["lstms.0.weight_hh_l0"].shape[1]
+        here = self.front.out_features, cast(nn.LSTM, self.lstms[0]).hidden_size
+        wider = there != here and there[0] <= here[0] and there[1] <= here[1]
+        return Widening(there, here)(state) if wider else state
 
     @property
     def frame_multiple(self) -> int:

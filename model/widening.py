@@ -19,11 +19,12 @@ RECURRENT = re.compile(r"(lstms\.\d+|residuals\.\d+\.lstm)\.weight_ih_l0")
 
 
 class Widening:
-    """From `front` and `lstm` units (a front layer's, an LSTM's in one direction) to as many or more."""
+    """From one network's widths to another's, which are not smaller: units of the front layer, and of an LSTM
+    in one direction."""
 
-    def __init__(self, front: tuple[int, int], lstm: tuple[int, int]) -> None:
+    def __init__(self, there: tuple[int, int], here: tuple[int, int]) -> None:
         self.generator = torch.Generator().manual_seed(SEED)
-        (old_front, new_front), (old, new) = front, lstm
+        (old_front, old), (new_front, new) = there, here
         self.front, self.hidden = torch.arange(new_front) % old_front, torch.arange(new) % old
         self.both = torch.cat([self.hidden, self.hidden + old])  # features of both directions
         self.film = torch.cat([self.both, self.both + 2 * old])  # scales and shifts

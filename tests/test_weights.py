@@ -17,9 +17,9 @@ import inference
 from model.choice import DEFAULT, STREAMING
 from model.presence import Calibration
 from model.separator import SHIPPED, Separator
-from scripts import weights
+from scripts import weights, weights_data
 from tests.conftest import SHARED
-from utils.audio import write_audio
+from utils.audio import read_audio, write_audio
 from utils.checkpoint import load_checkpoint
 from utils.metrics import si_sdr
 
@@ -105,6 +105,19 @@ def test_make_weights_makes_all_of_them_in_order(monkeypatch: pytest.MonkeyPatch
     assert calibrated == [f"out/{name}.safetensors" for name in ("compact", "lite", "voicefilter")]
     means = {f"d/weights-{name}-mean.safetensors" for name in ("compact", "voicefilter")}
     assert set(written) - set(calibrated) == means
+
+
+def test_noises_are_made_alike_every_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(weights_data, "NOISES", 4)
+    monkeypatch.setattr(weights_data, "MACHINES", 2)
+    for folder in ("a", "b"):
+        weights_data.make_noise(tmp_path / folder)
+    made = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert made == [f"machine00{k}.flac" for k in range(2)] + [f"synthetic00{k}.flac" for k in range(4)]
+    for name in made:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        sound = read_audio(tmp_path / "a" / name)[0][0]
+        assert len(sound) == 8 * 16000 and 0.05 < np.abs(sound).max() <= 0.61
 
 
 def test_the_default_separates_and_says_whether_the_voice_is_there(run: Runner, tmp_path: Path) -> None:
