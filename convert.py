@@ -4,7 +4,7 @@ python convert.py chkpt_55000.pt -e embedder.pt -o converted.pt     # the public
 python convert.py model.onnx -e embedder.onnx -o converted.pt       # ailia's two ONNX graphs
 python convert.py embedder.pt -o mine.pt                            # an embedder alone
 python convert.py chkpt/NAME/best.pt -o NAME.safetensors --half     # ours, to be handed on: weights alone
-python convert.py chkpt/NAME/best.pt -o NAME.safetensors --int8     # the network with 8 bits: half as large
+python convert.py chkpt/NAME/best.pt -o NAME.safetensors --int8     # its network with 8 bits: smaller still
 python convert.py chkpt/NAME/best.pt --average chkpt/BEFORE/best.pt -o NAME.safetensors   # the mean of two
 """
 

@@ -70,8 +70,8 @@ class MaskNetwork(nn.Module, ABC):
         return ()
 
     def widened(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of a network like this one, made as wide as it is with the same output, where that is
-        known how; else as they are."""
+        """The weights of a network like this one, made as wide as it is with (nearly) the same output, where
+        that is known how; else as they are."""
         return state
 
     @abstractmethod

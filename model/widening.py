@@ -23,7 +23,6 @@ class Widening:
     in one direction."""
 
     def __init__(self, there: tuple[int, int], here: tuple[int, int]) -> None:
-        self.generator = torch.Generator().manual_seed(SEED)
         (old_front, old), (new_front, new) = there, here
         self.front, self.hidden = torch.arange(new_front) % old_front, torch.arange(new) % old
         self.both = torch.cat([self.hidden, self.hidden + old])  # features of both directions
@@ -33,6 +32,7 @@ class Widening:
     def __call__(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights of a FilmBlstm. Layer norms see some features twice: where not every unit has as many
         copies as the others, the output is nearly the same only."""
+        self.generator = torch.Generator().manual_seed(SEED)
         new = dict(state)
         for name in ("front.weight", "front.bias"):
             new[name] = state[name][self.front]

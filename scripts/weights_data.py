@@ -198,9 +198,9 @@ def _utterance(folder: Path, name: int, number: int) -> Path:
 
 def make_noise(folder: Path) -> None:
     """`folder`/synthetic000.flac ..., NOISES of them, and machine000.flac ..., MACHINES."""
-    generator, other = (np.random.default_rng(seed) for seed in (SEED_NOISE, SEED_MACHINES))
+    generator, machines = (np.random.default_rng(seed) for seed in (SEED_NOISE, SEED_MACHINES))
     sounds = {f"synthetic{number:03d}": partial(_noise, number % 4, generator) for number in range(NOISES)}
-    sounds |= {f"machine{number:03d}": partial(_machine, other) for number in range(MACHINES)}
+    sounds |= {f"machine{number:03d}": partial(_machine, machines) for number in range(MACHINES)}
     for name, make in sounds.items():
         sound, path = make(), folder / f"{name}.flac"
         if not path.exists():

@@ -99,6 +99,10 @@ def test_make_weights_makes_all_of_them_in_order(monkeypatch: pytest.MonkeyPatch
         elif words[0] == "convert.py":
             assert {Path(word).parts[1] for word in words if word.endswith("best.pt")} <= trained
             written.append(words[words.index("-o") + 1])
+            of = {
+                name for word in words for name in NAMES if name in Path(word).stem + str(Path(word).parent)
+            }
+            assert len(of) == 1, "the mean of two of one network"
         elif words[0] == "calibrate.py":
             assert words[1] in written and words[3] in made
             calibrated.append(words[1])

@@ -105,7 +105,8 @@ def _as_integers(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _read_weights(path: Path | str) -> dict[str, Any]:
     with safetensors.safe_open(str(path), "pt") as file:
         content: dict[str, Any] = json.loads((file.metadata() or {})["content"])
-        for place in file.keys():  # noqa: SIM118 (it is no dict)
+        places = list(file.keys())
+        for place in places:
             if place.endswith(SCALE):
                 continue
             *folders, key = place.split("/")
@@ -113,7 +114,7 @@ def _read_weights(path: Path | str) -> dict[str, Any]:
             for folder in folders:
                 part = part.setdefault(folder, {})
             tensor = file.get_tensor(place)
-            if tensor.dtype == torch.int8:
+            if place + SCALE in places:
                 scale = file.get_tensor(place + SCALE)
                 tensor = (tensor.flatten(1) * scale[:, None]).view(tensor.shape)
             part[key] = tensor.float() if tensor.dtype == torch.float16 else tensor
