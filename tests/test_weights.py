@@ -63,7 +63,9 @@ def test_they_separate_people_whom_they_never_heard(name: str) -> None:
         gains.append(
             (si_sdr(torch.from_numpy(estimate), wave) - si_sdr(torch.from_numpy(mixture), wave)).item()
         )
-    assert np.mean(gains) > 1.0 and np.mean(np.array(gains) > 0) > 0.5
+    # 20 pairs of 3 s, with references of 3 s: +4.7, +3.5 and +2.3 dB, 75, 80 and 65 %
+    least = {"voicefilter": 4.0, "compact": 3.0, "lite": 1.9}[name]
+    assert np.mean(gains) > least and np.mean(np.array(gains) > 0) > 0.6
 
 
 def test_a_stream_takes_the_causal_ones(tmp_path: Path) -> None:
