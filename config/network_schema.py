@@ -80,7 +80,9 @@ class BandSplitNetwork(MaskNetworkOptions):
     RNN, arXiv 2209.15174), the embedding entering every block by FiLM.
 
     Bands are `band_bins` wide below `fine_share` of all bins, and twice as wide with every octave above.
-    The mixture's level is that of the `level_frames` (odd) around each frame.
+    `stack` neighbouring frames share a step. With a `whole_dim`, every other block has an LSTM over whole
+    frames, of so many features, in the place of the one over bands. The mixture's level is that of the
+    `level_frames` (odd) around each frame.
     """
 
     kind: Literal["band_split"] = "band_split"
@@ -90,6 +92,8 @@ class BandSplitNetwork(MaskNetworkOptions):
     blocks: int = Field(4, ge=1)
     band_bins: int = Field(5, ge=1)
     fine_share: float = Field(0.125, gt=0, le=1)
+    stack: int = Field(1, ge=1)
+    whole_dim: int = Field(0, ge=0)
     level_frames: Around = 97
 
 

@@ -37,6 +37,10 @@ KINDS: dict[str, tuple[type[MaskNetwork], dict[str, Any]]] = {
     "film_blstm stacked": (FilmBlstm, {"front_dim": 8, "lstm_dim": 8, "stack": 2, "level_frames": 5}),
     "film_blstm residual": (FilmBlstm, {"front_dim": 8, "lstm_dim": 8, "residual_layers": 2}),
     "band_split": (BandSplit, {"dim": 6, "lstm_dim": 5, "blocks": 2, "level_frames": 3}),
+    "band_split whole": (
+        BandSplit,
+        {"dim": 6, "lstm_dim": 5, "blocks": 3, "level_frames": 3, "stack": 2, "whole_dim": 7},
+    ),
     "unet": (UNet, {"channels": (4, 5, 6)}),
     "unet every second bin": (UNet, {"channels": (4, 5, 6), "bin_step": 2}),
     "lite": (Lite, {"channels": 3, "lstm_dim": 8, "noise_type_dim": 5}),
