@@ -39,16 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _train(data, "weights-voicefilter-rooms", real, sounding, "weights-voicefilter")
     for name in ("compact", "lite"):
         _learn(f"weights-{name}-rooms", data / "weights-voicefilter-rooms", more, f"weights-{name}")
-    means = {name: f"{data}/weights-{name}-mean.safetensors" for name in ("compact", "lite", "voicefilter")}
+    lite = f"{options.out}/lite.safetensors"
+    _average("chkpt/weights-lite-rooms/best.pt", "chkpt/weights-lite/best.pt", lite)
+    means = {name: f"{data}/weights-{name}-mean.safetensors" for name in ("compact", "voicefilter")}
     for name, mean in means.items():
         _average(f"chkpt/weights-{name}-rooms/best.pt", f"chkpt/weights-{name}/best.pt", mean)
     _train(data, "weights-voicefilter-noise", real, sounding, means["voicefilter"])
-    for name in ("compact", "lite"):
-        _learn(f"weights-{name}-noise", data / "weights-voicefilter-noise", more, means[name])
+    _learn("weights-compact-noise", data / "weights-voicefilter-noise", more, means["compact"])
     for name, mean in means.items():
-        out = f"{options.out}/{name}.safetensors"
-        _average(f"chkpt/weights-{name}-noise/best.pt", mean, out)
-        command("calibrate.py", out, "--data", str(data / "weights-voicefilter"))
+        _average(f"chkpt/weights-{name}-noise/best.pt", mean, f"{options.out}/{name}.safetensors")
+    for name in ("compact", "lite", "voicefilter"):
+        command(
+            "calibrate.py", f"{options.out}/{name}.safetensors", "--data", str(data / "weights-voicefilter")
+        )
     return 0
 
 
