@@ -18,8 +18,9 @@ class BandSplit(MaskNetwork):
     runs a bidirectional LSTM over time, the same for every band, and one over the bands, the same for every
     frame; the embedding scales and shifts the features of each band before it. What is learnt of one band
     serves all, so that few voices teach it more than a network over whole frames. With a `whole_dim`, every
-    other block, from the first on, has such a network (as FilmBlstm) in the place of the LSTM over bands:
-    it is what learns soon to listen. `stack` neighbouring frames share one step.
+    other block, from the first on, has an LSTM over whole frames, of so many features, in the place of the
+    one over bands: that learns sooner to listen (docs/experiments.md). `stack` neighbouring frames share one
+    step.
 
     The input is the mixture relative to its root mean square over the `level_frames` frames around each
     frame, so that a piece of a recording looks as it does within the whole. `options` are those of
