@@ -6,6 +6,7 @@ python convert.py embedder.pt -o mine.pt                            # an embedde
 python convert.py chkpt/NAME/best.pt -o NAME.safetensors --half     # ours, to be handed on: weights alone
 python convert.py chkpt/NAME/best.pt -o NAME.safetensors --int8     # its network with 8 bits: smaller still
 python convert.py chkpt/NAME/best.pt --average chkpt/BEFORE/best.pt -o NAME.safetensors   # the mean of two
+python convert.py chkpt/A/best.pt --ensemble chkpt/B/best.pt -o NAME.safetensors   # two networks, one answer
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from config.load import argument_parser, differences, parse_arguments, run_script
+from config.load import argument_parser, check_config, differences, parse_arguments, run_script
 from config.schema import Store
 from model.foreign import CONTAINERS, load_embedder
 from model.foreign_separators import is_foreign, read_foreign
@@ -30,15 +31,17 @@ from utils.errors import UserError
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(_parser(), arguments)
     path, out = Path(options.checkpoint), Path(options.out)
-    for given in (path, options.embedder_path, options.config, options.average):
+    for given in (path, options.embedder_path, options.config, options.average, *options.ensemble):
         if given and out.resolve() == Path(given).resolve():
             raise UserError(f"{given}: would be overwritten by the result; name another file with -o")
-    for name in ("half", "int8", "average"):
+    for name in ("half", "int8", "average", "ensemble"):
         if getattr(options, name) and out.suffix != ".safetensors":
             raise UserError(f"--{name}: is for a file named .safetensors, not {out}")
     own = own_separator(path) if out.suffix == ".safetensors" else None
     if options.average:
         own = averaged(path, own, Path(options.average))
+    if options.ensemble:
+        own = joined(path, own, [Path(other) for other in options.ensemble])
     content = own or (
         convert_separator(path, options) if is_separator(path) else convert_embedder(path, options)
     )
@@ -63,7 +66,15 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="store the mask network's matrices with 8 bits, scaled by rows, others with 16 (.safetensors)",
     )
-    add(
+    together = parser.add_mutually_exclusive_group()
+    together.add_argument(
+        "--ensemble",
+        action="append",
+        default=[],
+        metavar="CKPT",
+        help="store one network whose mask is the mean of FILE's and of this one's (may be repeated)",
+    )
+    together.add_argument(
         "--average",
         metavar="CKPT",
         help="store the mean of the weights of FILE and of this one, which it was trained on from",
@@ -99,11 +110,7 @@ def averaged(path: Path, own: dict[str, Any] | None, other_path: Path) -> dict[s
     is widened first, as the trainer does when it begins with it. What was calibrated for the one does not
     hold for the mean, and is left out. Raises UserError for networks that are not alike.
     """
-    other = own_separator(other_path)
-    for where, content in ((path, own), (other_path, other)):
-        if content is None:
-            raise UserError(f"{where}: --average is for separators of this project")
-    assert own is not None and other is not None
+    own, other = _both(path, own, other_path, "--average")
     kinds = ("audio", "network")
     here, there = ({kind: content["config"][kind] for kind in kinds} for content in (own, other))
     before = Separator.from_content(own, "").network.widened(other["network"])
@@ -111,14 +118,68 @@ def averaged(path: Path, own: dict[str, Any] | None, other_path: Path) -> dict[s
         there["network"] = there["network"] | {name: here["network"][name] for name in WIDTHS}
     if changes := differences(there, here):
         raise UserError(f"{other_path}: cannot be averaged with {path}: {'; '.join(changes)}")
-    first, second = (Separator.from_content(content, "").embedder for content in (own, other))
-    if first is not None and second is not None and not first.equals(second):
-        raise UserError(f"{other_path}: cannot be averaged with {path}: it listens to another embedder")
+    _require_one_embedder(path, own, other_path, other, "averaged")
     network = {
         name: (value + before[name]) / 2 if value.is_floating_point() else value
         for name, value in own["network"].items()
     }
-    heard = sorted({*own.get("training_speakers", ()), *other.get("training_speakers", ())})
+    return _remade(own, [other], network)
+
+
+def joined(path: Path, own: dict[str, Any] | None, other_paths: Sequence[Path]) -> dict[str, Any]:
+    """The `own` separator of `path` with a network whose mask is the mean of its own and the others' masks.
+
+    An ensemble among them gives its members. What was calibrated for one does not hold for all, and is left
+    out. Raises UserError for separators that do not hear the same.
+    """
+    contents = []
+    for other_path in other_paths:
+        own, other = _both(path, own, other_path, "--ensemble")
+        if changes := differences({"audio": other["config"]["audio"]}, {"audio": own["config"]["audio"]}):
+            raise UserError(f"{other_path}: cannot be joined with {path}: {'; '.join(changes)}")
+        _require_one_embedder(path, own, other_path, other, "joined")
+        contents.append(other)
+    assert own is not None
+    members: list[dict[str, Any]] = []
+    weights: dict[str, Any] = {}
+    for content in (own, *contents):
+        options = content["config"]["network"]
+        inside = options.get("members")
+        for index, member in enumerate(inside or [options]):
+            begin = f"members.{index}." if inside else ""
+            weights |= {
+                f"members.{len(members)}.{name.removeprefix(begin)}": value
+                for name, value in content["network"].items()
+                if name.startswith(begin)
+            }
+            members.append(member)
+    common = {name: members[0][name] for name in ("mask", "embedding")}
+    config = own["config"] | {"network": {"kind": "ensemble", "members": members, **common}}
+    where = " and ".join(map(str, (path, *other_paths)))
+    return _remade(own, contents, weights) | {"config": check_config(config, where).model_dump()}
+
+
+def _both(
+    path: Path, own: dict[str, Any] | None, other_path: Path, option: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The separators of both files. Raises UserError for another project's."""
+    other = own_separator(other_path)
+    if own is None or other is None:
+        raise UserError(f"{path if own is None else other_path}: {option} is for separators of this project")
+    return own, other
+
+
+def _require_one_embedder(
+    path: Path, own: dict[str, Any], other_path: Path, other: dict[str, Any], done: str
+) -> None:
+    first, second = (Separator.from_content(content, "").embedder for content in (own, other))
+    if first is not None and second is not None and not first.equals(second):
+        raise UserError(f"{other_path}: cannot be {done} with {path}: it listens to another embedder")
+
+
+def _remade(own: dict[str, Any], others: Sequence[dict[str, Any]], network: dict[str, Any]) -> dict[str, Any]:
+    """`own` with another network's weights, which know the people of all."""
+    heard = sorted({name for content in (own, *others) for name in content.get("training_speakers", ())})
     left_out = ("presence", "step", "validation")
     kept = {name: value for name, value in own.items() if name not in left_out}
     return kept | {"network": network, "training_speakers": heard}

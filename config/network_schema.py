@@ -152,8 +152,40 @@ class OnnxNetwork(MaskNetworkOptions):
     mask: Literal["sigmoid"] = "sigmoid"
 
 
+Member = Annotated[
+    VoiceFilterNetwork | FilmBlstmNetwork | BandSplitNetwork | UNetNetwork, Field(discriminator="kind")
+]
+
+
+class EnsembleNetwork(MaskNetworkOptions):
+    """The mean of the masks of its `members`, networks with options of their own (and a `kind` each).
+
+    `mask` and `embedding` are those of every member; `input` is each member's own affair.
+    """
+
+    kind: Literal["ensemble"] = "ensemble"
+    input: Literal["linear"] = "linear"
+    members: list[Member] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _members_are_alike(self) -> EnsembleNetwork:
+        for index, member in enumerate(self.members):
+            for name in ("mask", "embedding"):
+                if (found := getattr(member, name)) != (own := getattr(self, name)):
+                    raise ValueError(f"members: the {name} of member {index} is {found}, here it is {own}")
+            if member.input == "db":
+                raise ValueError(f"members: member {index} masks decibels, whose mean is another matter")
+        return self
+
+
 Network = Annotated[
-    VoiceFilterNetwork | FilmBlstmNetwork | BandSplitNetwork | UNetNetwork | LiteNetwork | OnnxNetwork,
+    VoiceFilterNetwork
+    | FilmBlstmNetwork
+    | BandSplitNetwork
+    | UNetNetwork
+    | LiteNetwork
+    | EnsembleNetwork
+    | OnnxNetwork,
     Field(discriminator="kind"),
 ]
 

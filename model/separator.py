@@ -15,6 +15,7 @@ from typing_extensions import assert_never
 from config.load import check_config, differences
 from config.network_schema import (
     BandSplitNetwork,
+    EnsembleNetwork,
     FilmBlstmNetwork,
     LiteNetwork,
     Network,
@@ -25,6 +26,7 @@ from config.network_schema import (
 from config.schema import Config
 from model.band_split import BandSplit
 from model.embedder import Embedder
+from model.ensemble import Ensemble
 from model.film_blstm import FilmBlstm
 from model.foreign import embedder_from_content
 from model.lite import Lite
@@ -65,7 +67,7 @@ def checkpoint_of(name: Path | str, runs: Path = RUNS) -> Path:
 
 def build_network(options: Network, bins: int, embedding_dim: int) -> MaskNetwork:
     """The mask network that `options.kind` names: (mixture [B, T, F(, 2)], embedding [B, D]) -> mask."""
-    arguments = options.model_dump(exclude={"kind", "embedding"})
+    arguments = options.model_dump(exclude={"kind", "embedding", "members"})
     dim = embedding_dim if options.embedding == "reference" else 0
     match options:
         case VoiceFilterNetwork():
@@ -78,6 +80,9 @@ def build_network(options: Network, bins: int, embedding_dim: int) -> MaskNetwor
             return UNet(bins, dim, **arguments)
         case LiteNetwork():
             return Lite(bins, dim, **arguments)
+        case EnsembleNetwork():
+            members = [build_network(member, bins, embedding_dim) for member in options.members]
+            return Ensemble(bins, dim, members, **arguments)
         case OnnxNetwork():
             return OnnxMask(bins, dim, **arguments)
     assert_never(options)

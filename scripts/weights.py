@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from config.load import argument_parser, parse_arguments, run_script
+import torch
+
+from config.load import argument_parser, load_config, parse_arguments, run_script
 from scripts.commands import command
 from utils.errors import UserError
 
@@ -48,7 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _learn("weights-compact-noise", data / "weights-voicefilter-noise", more, means["compact"])
     for name, mean in means.items():
         _average(f"chkpt/weights-{name}-noise/best.pt", mean, f"{options.out}/{name}.safetensors")
-    for name in ("compact", "lite", "voicefilter"):
+    _train(data, "band-split-whole", real, more, ranks=2)
+    _learn("weights-bands-1", data / "band-split-whole", more, "band-split-whole", ranks=2)
+    _train(data, "weights-bands-2", real, sounding, "weights-bands-1", ranks=2)
+    _learn("weights-bands-3", data / "weights-voicefilter-noise", more, "weights-bands-2", ranks=2)
+    bands = f"{data}/weights-bands-mean.safetensors"
+    _average("chkpt/weights-bands-3/best.pt", "chkpt/weights-bands-2/best.pt", bands)
+    first, both = (f"{options.out}/{name}.safetensors" for name in ("voicefilter", "ensemble"))
+    command("convert.py", first, "--ensemble", bands, "-o", both, "--int8")
+    for name in ("compact", "ensemble", "lite", "voicefilter"):
         command(
             "calibrate.py", f"{options.out}/{name}.safetensors", "--data", str(data / "weights-voicefilter")
         )
@@ -59,19 +69,31 @@ def _average(behind: str, before: str, out: str) -> None:
     command("convert.py", behind, "--average", before, "-o", out, "--half")
 
 
-def _train(data: Path, name: str, corpora: list[str], more: list[str], start: str | None = None) -> None:
+def _train(
+    data: Path, name: str, corpora: list[str], more: list[str], start: str | None = None, ranks: int = 1
+) -> None:
     """Store and training of config/NAME.yaml, from another one's weights."""
     named = [argument for corpus in corpora for argument in ("-d", corpus)]
     command("generator.py", "-c", f"config/{name}.yaml", *named, "-o", str(data / name), *more)
-    _learn(name, data / name, more, start)
+    _learn(name, data / name, more, start, ranks)
 
 
-def _learn(name: str, store: Path, more: list[str], start: str | None = None) -> None:
-    """Training of config/NAME.yaml; `start`: another one's name, or a file."""
+def _learn(name: str, store: Path, more: list[str], start: str | None = None, ranks: int = 1) -> None:
+    """Training of config/NAME.yaml; `start`: another one's name, or a file. On a CPU by so many processes, on
+    a CUDA device by one, with their batches together."""
     if start and not start.endswith(".safetensors"):
         start = f"chkpt/{start}/best.pt"
     begin = ("--checkpoint_path", start) if start else ()
-    command("trainer.py", "-c", f"config/{name}.yaml", "-m", name, *begin, *more, f"store.folder={store}")
+    several: tuple[str, ...] = ()
+    if ranks > 1 and torch.cuda.is_available():
+        more = [
+            f"train.batch_size={ranks * load_config(Path(f'config/{name}.yaml')).train.batch_size}",
+            *more,
+        ]
+    elif ranks > 1:
+        several = ("-m", "torch.distributed.run", "--nproc-per-node", str(ranks))
+    words = ("-c", f"config/{name}.yaml", "-m", name, *begin, *more, f"store.folder={store}")
+    command(*several, "trainer.py", *words)
 
 
 if __name__ == "__main__":

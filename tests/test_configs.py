@@ -30,6 +30,10 @@ SMALL = {
     "voicefilter": ["network.channels=4", "network.lstm_dim=32", "network.fc1_dim=64"],
     "film_blstm": ["network.lstm_dim=64"],
     "band_split": ["network.dim=32", "network.lstm_dim=32", "network.blocks=2"],
+    "ensemble": [
+        "network.members=[{kind: film_blstm, lstm_dim: 64}, "
+        "{kind: band_split, dim: 16, lstm_dim: 16, blocks: 2}]"
+    ],
     "lite": ["network.lstm_dim=64", "network.lstm_layers=1"],
     "unet": ["network.channels=[8, 16, 32]"],
 }

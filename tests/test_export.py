@@ -34,6 +34,10 @@ NETWORKS = {
         "network={kind: voicefilter, channels: 2, lstm: none, fc1_dim: 6, partial_convolution: true}"
     ],
     "band_split": ["network={kind: band_split, dim: 6, lstm_dim: 5, blocks: 2, level_frames: 9}"],
+    "ensemble": [
+        "network={kind: ensemble, members: [{kind: film_blstm, front_dim: 6, lstm_dim: 5, level_frames: 9}, "
+        "{kind: band_split, dim: 6, lstm_dim: 5, blocks: 1, level_frames: 9}]}"
+    ],
     "whole": ["network={kind: band_split, dim: 6, lstm_dim: 5, blocks: 3, stack: 2, whole_dim: 7}"],
     "unet": ["network={kind: unet, channels: [2, 3, 4], bin_step: 2}"],
     "complex": ["network={kind: unet, channels: [2, 3], mask: complex}", "store.kind=wave"],

@@ -838,6 +838,45 @@ def test_the_mean_of_two_trainings_is_handed_on(run: Runner, trained: Path, tmp_
     assert not (tmp_path / "m.safetensors").exists()
 
 
+def test_separators_are_joined_to_one(run: Runner, trained: Path, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    ours = Separator.load(trained)
+    config = ours.config.model_dump()
+    config["network"] = {"kind": "band_split", "dim": 6, "lstm_dim": 5, "blocks": 1}
+    other = Separator(check_config(config, ""), ours.embedder).eval()
+    torch.save(other.content() | {"training_speakers": ["z"]}, tmp_path / "other.pt")
+    two, three = tmp_path / "two.safetensors", tmp_path / "three.safetensors"
+    assert run(convert.main, trained, "--ensemble", tmp_path / "other.pt", "-o", two)[0] == 0
+    assert run(convert.main, two, "--ensemble", trained, "-o", three)[0] == 0
+    written = load_checkpoint(two)
+    assert not {"presence", "step", "validation"} & written.keys()
+    assert written["training_speakers"] == sorted({*load_checkpoint(trained)["training_speakers"], "z"})
+    mixture, embedding = torch.randn(2, 8000), torch.randn(2, 256)
+    with torch.inference_mode():
+        first, second = (separator(mixture, embedding) for separator in (ours, other))
+        for path, expected in ((two, (first + second) / 2), (three, (2 * first + second) / 3)):
+            torch.testing.assert_close(Separator.load(path)(mixture, embedding), expected, atol=1e-5, rtol=0)
+    small = tmp_path / "small.safetensors"
+    assert run(convert.main, two, "-o", small, "--int8")[0] == 0 and small.stat().st_size < two.stat().st_size
+    Separator.load(small)
+    config["audio"]["hop_length"] = 80
+    torch.save(Separator(check_config(config, ""), ours.embedder).content(), tmp_path / "finer.pt")
+    code, _, err = run(
+        convert.main, trained, "--ensemble", tmp_path / "finer.pt", "-o", tmp_path / "x.safetensors"
+    )
+    assert code == 2 and "cannot be joined" in err and "hop_length" in err
+    code, _, err = run(convert.main, trained, "--ensemble", tmp_path / "other.pt", "-o", tmp_path / "x.pt")
+    assert code == 2 and "--ensemble: is for a file named .safetensors" in err
+    config["network"]["mask"], config["audio"]["hop_length"] = "complex", ours.config.audio.hop_length
+    config["store"]["kind"] = "wave"
+    torch.save(Separator(check_config(config, ""), ours.embedder).content(), tmp_path / "complex.pt")
+    code, _, err = run(
+        convert.main, trained, "--ensemble", tmp_path / "complex.pt", "-o", tmp_path / "x.safetensors"
+    )
+    assert code == 2 and "the mask of member 1 is complex, here it is sigmoid" in err
+    assert not list(tmp_path.glob("x.*"))
+
+
 @pytest.mark.parametrize("damage", ["cut", "other", "text", "empty"])
 def test_damaged_weights_are_refused(run: Runner, trained: Path, tmp_path: Path, damage: str) -> None:
     path = tmp_path / "w.safetensors"

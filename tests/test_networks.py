@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from config.load import check_config, load_config
 from model.band_split import BandSplit, band_widths
 from model.dvector import DVector
+from model.ensemble import Ensemble
 from model.film_blstm import FilmBlstm
 from model.lite import Lite
 from model.mask_network import MaskNetwork
@@ -28,7 +30,15 @@ from utils.errors import UserError
 BINS, DIM, FRAMES = 33, 19, 11  # a dimension that no layer has
 SMALL_FILTER = {"channels": 4, "lstm_dim": 6, "fc1_dim": 7}
 LISTENING = {"front": "linear", "front_dim": 7, "injection": "film", "level_frames": 5}
-KINDS: dict[str, tuple[type[MaskNetwork], dict[str, Any]]] = {
+
+
+def two_together(bins: int, dim: int, mask: Any = "sigmoid", **options: Any) -> Ensemble:
+    first = FilmBlstm(bins, dim, mask=mask, front_dim=8, lstm_dim=8, stack=3, **options)
+    second = BandSplit(bins, dim, mask=mask, dim=6, lstm_dim=5, blocks=1, stack=2, **options)
+    return Ensemble(bins, dim, [first, second], mask=mask)
+
+
+KINDS: dict[str, tuple[Callable[..., MaskNetwork], dict[str, Any]]] = {
     "voicefilter": (VoiceFilter, SMALL_FILTER),
     "voicefilter unidirectional": (VoiceFilter, {**SMALL_FILTER, "lstm": "unidirectional"}),
     "voicefilter without lstm": (VoiceFilter, {**SMALL_FILTER, "lstm": "none", "activation": "mish"}),
@@ -41,6 +51,7 @@ KINDS: dict[str, tuple[type[MaskNetwork], dict[str, Any]]] = {
         BandSplit,
         {"dim": 6, "lstm_dim": 5, "blocks": 3, "level_frames": 3, "stack": 2, "whole_dim": 7},
     ),
+    "ensemble": (two_together, {}),
     "unet": (UNet, {"channels": (4, 5, 6)}),
     "unet every second bin": (UNet, {"channels": (4, 5, 6), "bin_step": 2}),
     "lite": (Lite, {"channels": 3, "lstm_dim": 8, "noise_type_dim": 5}),
@@ -305,6 +316,22 @@ def test_the_partial_branch_has_its_own_names() -> None:
     assert {key for key in state if not key.startswith("conv.")} == {
         key for key in network_of("voicefilter").state_dict() if not key.startswith("conv.")
     }
+
+
+# ---------------------------------------------------------------- ensemble
+
+
+def test_an_ensemble_answers_the_mean_of_its_members() -> None:
+    network = stirred(network_of("ensemble"))
+    assert network.frame_multiple == 6
+    mixture, embedding = mixture_of(network), torch.randn(3, DIM)
+    first, second = (member(mixture, embedding) for member in network.members)  # type: ignore[union-attr]
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(network(mixture, embedding), (first + second) / 2)
+    with pytest.raises(ValueError, match="1 members: an ensemble has two or more"):
+        Ensemble(BINS, DIM, [network_of("film_blstm")])
+    with pytest.raises(ValueError, match="member 1: bins, planes and embedding are"):
+        Ensemble(BINS, DIM, [network_of("film_blstm"), network_of("band_split", dim=DIM + 1)])
 
 
 # ---------------------------------------------------------------- film_blstm, band_split
