@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from model.film_blstm import OneWay, State, directions_of
 from model.mask_network import EMBEDDING_SCALE, MaskNetwork
 
 
@@ -76,19 +78,42 @@ class BandSplit(MaskNetwork):
     def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
         """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)]."""
         embedding = self.condition(embedding, len(mixture))
-        x = self.see(self.levelled(mixture, self.level_frames))  # [B, P, T, F]
-        x = self.normalize(x.transpose(2, 3).flatten(1, 2)).unflatten(1, (self.planes, -1))  # [B, P, F, T]
-        x = nn.functional.pad(x, (0, 0, 0, 1))[:, :, self.places]  # [B, P, K, W, T]
-        frames = x.shape[-1]
-        x = nn.functional.pad(x.permute(2, 0, 4, 1, 3).flatten(3), (0, 0, 0, -frames % self.stack))
-        x = x.reshape(self.bands, x.shape[1], -1, self.stack * x.shape[3])  # [K, B, S, stack*P*W], S steps
-        x = self.split(x.transpose(1, 2))  # [K, S, B, dim]
+        x = self._enter(self.levelled(mixture, self.level_frames))
         for block in self.blocks:
             x = block(x, embedding)
+        return self._leave(x)[:, : mixture.shape[1]]
+
+    def _enter(self, levelled: Tensor) -> Tensor:
+        """A levelled mixture [B, T, F(, 2)] -> features [K, S, B, dim] of K bands in S steps."""
+        x = self.see(levelled)  # [B, P, T, F]
+        x = self.normalize(x.transpose(2, 3).flatten(1, 2)).unflatten(1, (self.planes, -1))  # [B, P, F, T]
+        x = nn.functional.pad(x, (0, 0, 0, 1))[:, :, self.places]  # [B, P, K, W, T]
+        x = nn.functional.pad(x.permute(2, 0, 4, 1, 3).flatten(3), (0, 0, 0, -x.shape[-1] % self.stack))
+        x = x.reshape(self.bands, x.shape[1], -1, self.stack * x.shape[3])  # [K, B, S, stack*P*W], S steps
+        return self.split(x.transpose(1, 2))
+
+    def _leave(self, x: Tensor) -> Tensor:
+        """The last features [K, S, B, dim] -> mask [B, S*stack, F(, 2)]."""
         x = torch.tanh(self.hidden(self.norm(x)))
         x = self.out(x).unflatten(3, (self.stack, self.planes, -1))  # [K, S, B, stack, P, W]
-        x = x.permute(2, 4, 1, 3, 0, 5).flatten(4)[..., self.back].flatten(2, 3)  # [B, P, S*stack, F]
-        return self.to_mask(x[:, :, :frames])
+        return self.to_mask(x.permute(2, 4, 1, 3, 0, 5).flatten(4)[..., self.back].flatten(2, 3))
+
+    # What model/long_recurrence.py goes through a long mixture with: features are [B, S, K*dim] there.
+
+    @property
+    def layered(self) -> bool:
+        return True
+
+    def enter(self, levelled: Tensor) -> Tensor:
+        return together(self._enter(levelled))
+
+    def recurrences(self) -> Iterator[OverTime | OverFrames]:
+        """Its LSTMs over time, from the first to the last."""
+        for block in self.blocks:
+            yield from block.recurrences()  # type: ignore[operator]
+
+    def leave(self, x: Tensor) -> Tensor:
+        return self._leave(apart(x, self.bands))
 
 
 class Block(nn.Module):
@@ -98,25 +123,38 @@ class Block(nn.Module):
         super().__init__()
         self.bands, self.dim = bands, dim
         self.film = nn.Linear(embedding_dim, 2 * bands * dim) if embedding_dim else None
-        self.over_time = Layer(dim, lstm_dim)
-        self.over_bands = None if whole_dim else Layer(dim, lstm_dim)
-        self.over_frames = WholeLayer(bands * dim, whole_dim) if whole_dim else None
+        self.over_time = Residual(dim, lstm_dim)
+        self.over_bands = None if whole_dim else Residual(dim, lstm_dim)
+        self.over_frames = WholeResidual(bands * dim, whole_dim) if whole_dim else None
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
-        if self.film is not None and embedding is not None:
-            both = self.film(embedding * EMBEDDING_SCALE).unflatten(1, (2, self.bands, 1, self.dim))
-            scale, shift = both.permute(1, 2, 3, 0, 4)  # [K, 1, B, dim] each
-            x = x * (1 + scale) + shift
+        x = self.asked(x, embedding)
         bands, steps, batch, dim = x.shape
         x = self.over_time(x.transpose(0, 1).flatten(1, 2)).view(steps, bands, batch, dim)
         if self.over_frames is not None:
             x = self.over_frames(x.transpose(1, 2).flatten(2))  # [S, B, K*dim]
             return x.view(steps, batch, bands, dim).permute(2, 0, 1, 3)
-        assert self.over_bands is not None
-        return self.over_bands(x.transpose(0, 1).flatten(1, 2)).view(bands, steps, batch, dim)
+        return self.across(x.transpose(0, 1))
+
+    def asked(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        """Features [K, S, B, dim], scaled and shifted by what the embedding says."""
+        if self.film is None or embedding is None:
+            return x
+        both = self.film(embedding * EMBEDDING_SCALE).unflatten(1, (2, self.bands, 1, self.dim))
+        scale, shift = both.permute(1, 2, 3, 0, 4)  # [K, 1, B, dim] each
+        return x * (1 + scale) + shift
+
+    def across(self, x: Tensor) -> Tensor:
+        """Features [K, S, B, dim] behind the layer over the bands, where there is one."""
+        return x if self.over_bands is None else self.over_bands(x.flatten(1, 2)).view(x.shape)
+
+    def recurrences(self) -> Iterator[OverTime | OverFrames]:
+        yield OverTime(self)
+        if self.over_frames is not None:
+            yield OverFrames(self.over_frames)
 
 
-class Layer(nn.Module):
+class Residual(nn.Module):
     """A bidirectional LSTM over the first axis [L, S, dim], added to what it reads."""
 
     def __init__(self, dim: int, lstm_dim: int) -> None:
@@ -129,7 +167,7 @@ class Layer(nn.Module):
         return x + self.back(self.lstm(self.norm(x))[0])
 
 
-class WholeLayer(nn.Module):
+class WholeResidual(nn.Module):
     """A bidirectional LSTM over whole frames [S, B, W], through fewer features, added to what it reads."""
 
     def __init__(self, width: int, dim: int) -> None:
@@ -141,6 +179,63 @@ class WholeLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.back(self.lstm(torch.relu(self.front(self.norm(x))))[0])
+
+
+class OverTime:
+    """The LSTM over time of a block, between what looks at every step by itself: features [B, S, K*dim]. With
+    the same interface as model.film_blstm.Recurrence."""
+
+    def __init__(self, block: Block) -> None:
+        self.block, self.layer = block, block.over_time
+        self.input_size = self.output_size = block.bands * block.dim
+        self.hidden_size = block.bands * self.layer.lstm.hidden_size
+
+    def before(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        return together(self.layer.norm(self.block.asked(apart(x, self.block.bands), embedding)))
+
+    def after(self, x: Tensor, y: Tensor, embedding: Tensor | None) -> Tensor:
+        asked = self.block.asked(apart(x, self.block.bands), embedding)
+        y = y.unflatten(2, (2, self.block.bands, -1)).permute(3, 1, 0, 2, 4).flatten(3)  # [K, S, B, 2H]
+        return together(self.block.across(asked + self.layer.back(y)))
+
+    def directions(self) -> tuple[OneWay, OneWay]:
+        forward, backward = directions_of(self.layer.lstm)
+        return self._every_band(forward), self._every_band(backward)
+
+    def _every_band(self, way: OneWay) -> OneWay:
+        def run(x: Tensor, state: State | None) -> tuple[Tensor, State]:
+            rows = x.unflatten(2, (self.block.bands, -1)).transpose(1, 2)  # [B, K, S, dim]
+            y, state = way(rows.flatten(0, 1), state)
+            return y.unflatten(0, rows.shape[:2]).transpose(1, 2).flatten(2), state
+
+        return run
+
+
+class OverFrames:
+    """The LSTM over whole frames of a block, in the same way."""
+
+    def __init__(self, layer: WholeResidual) -> None:
+        self.layer, self.hidden_size = layer, layer.lstm.hidden_size
+        self.input_size = self.output_size = layer.front.in_features
+
+    def before(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        return torch.relu(self.layer.front(self.layer.norm(x)))
+
+    def after(self, x: Tensor, y: Tensor, embedding: Tensor | None) -> Tensor:
+        return x + self.layer.back(y)
+
+    def directions(self) -> tuple[OneWay, OneWay]:
+        return directions_of(self.layer.lstm)
+
+
+def together(x: Tensor) -> Tensor:
+    """Features of bands [K, S, B, dim] -> rows [B, S, K*dim]."""
+    return x.permute(2, 1, 0, 3).flatten(2)
+
+
+def apart(x: Tensor, bands: int) -> Tensor:
+    """Rows [B, S, K*dim] -> features of bands [K, S, B, dim]."""
+    return x.unflatten(2, (bands, -1)).permute(2, 1, 0, 3)
 
 
 class BandLinear(nn.Module):

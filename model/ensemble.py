@@ -43,6 +43,14 @@ class Ensemble(MaskNetwork):
             for name in member.identities
         )
 
+    @property
+    def layered(self) -> bool:
+        return all(member.layered for member in self._networks)
+
+    @property
+    def parts(self) -> list[MaskNetwork]:
+        return self._networks
+
     def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
         """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)]."""
         return torch.stack([member(mixture, embedding) for member in self._networks]).mean(0)

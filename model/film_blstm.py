@@ -45,16 +45,24 @@ class Recurrence(NamedTuple):
     def hidden_size(self) -> int:
         return self.lstm.hidden_size
 
+    @property
+    def output_size(self) -> int:
+        return 2 * self.lstm.hidden_size
+
     def directions(self) -> tuple[OneWay, OneWay]:
-        """The LSTM's two directions, each with its weights: (forwards, backwards)."""
-        lstm, ways = self.lstm, []
-        for suffix in ("", "_reverse"):
-            one = nn.LSTM(lstm.input_size, lstm.hidden_size, batch_first=True, device="meta")
-            for name in list(one._parameters):
-                setattr(one, name, getattr(lstm, name + suffix))
-            ways.append(one.train(lstm.training))
-        forward, backward = ways
-        return forward, backward
+        return directions_of(self.lstm)
+
+
+def directions_of(lstm: nn.LSTM) -> tuple[OneWay, OneWay]:
+    """The two directions of a bidirectional LSTM, each with its weights: (forwards, backwards)."""
+    ways = []
+    for suffix in ("", "_reverse"):
+        one = nn.LSTM(lstm.input_size, lstm.hidden_size, batch_first=True, device="meta")
+        for name in list(one._parameters):
+            setattr(one, name, getattr(lstm, name + suffix))
+        ways.append(one.train(lstm.training))
+    forward, backward = ways
+    return forward, backward
 
 
 class FilmBlstm(MaskNetwork):

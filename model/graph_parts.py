@@ -52,7 +52,7 @@ class GraphRecurrence:
         self._after = scissors.between([here, y, *scissors.embedding], behind)
         self._ways = scissors.one_way(node, 0), scissors.one_way(node, 1)
         self._names, self.hidden_size = (here, y), self._ways[0].hidden_size
-        self.input_size = scissors.width(node)
+        self.input_size, self.output_size = scissors.width(node), 2 * self.hidden_size
 
     def before(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         inputs = {self._names[0]: x, **_given(embedding)}

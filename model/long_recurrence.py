@@ -10,8 +10,9 @@ beginning to the end; sound and features wait in temporary files meanwhile (0.13
 from __future__ import annotations
 
 import errno
+import math
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Protocol
@@ -80,12 +81,15 @@ def _naming_the_folder() -> Iterator[None]:
 
 
 class Layer(Protocol):
-    """A bidirectional LSTM and what surrounds it, see model.film_blstm.Recurrence."""
+    """A bidirectional LSTM and what surrounds it, see model.film_blstm.Recurrence; the sizes are those of the
+    features that it reads, of one direction's output, and of the features that it leaves."""
 
     @property
     def input_size(self) -> int: ...
     @property
     def hidden_size(self) -> int: ...
+    @property
+    def output_size(self) -> int: ...
     @property
     def before(self) -> Inward: ...
     @property
@@ -94,7 +98,7 @@ class Layer(Protocol):
 
 
 class Layered(Protocol):
-    """What a mask network that is `layered` has, see model.film_blstm.FilmBlstm."""
+    """What a mask network that is `layered` consists of, see model.film_blstm.FilmBlstm."""
 
     stack: int
     planes: int
@@ -108,14 +112,22 @@ class Layered(Protocol):
 
 
 class LongMixture:
-    """Separates a mixture [C, N] whose samples come in blocks, and of which there is more than a piece."""
+    """Separates a mixture [C, N] whose samples come in blocks, and of which there is more than a piece, by
+    the mean of the networks' masks."""
 
     def __init__(
-        self, network: Layered, spectral: Spectral, masking: Masking, precision: str, sample_rate: int
+        self,
+        networks: Sequence[Layered],
+        spectral: Spectral,
+        masking: Masking,
+        precision: str,
+        sample_rate: int,
     ) -> None:
-        self.network, self.spectral, self.masking, self.precision = network, spectral, masking, precision
+        self.networks, self.spectral, self.masking, self.precision = networks, spectral, masking, precision
         self.hop, self.half, self.device = spectral.hop_length, spectral.n_fft // 2, spectral.window.device
-        self.steps = max(1, round(PIECE_SECONDS * sample_rate / (self.hop * network.stack)))  # of a piece
+        self.planes = networks[0].planes
+        self.stack = math.lcm(*(network.stack for network in networks))
+        self.length = self.stack * max(1, round(PIECE_SECONDS * sample_rate / (self.hop * self.stack)))
 
     @torch.inference_mode()
     def __call__(self, blocks: Iterable[Tensor], embedding: Tensor | None) -> Iterator[Tensor]:
@@ -124,7 +136,6 @@ class LongMixture:
         The first comes when the last block has been read and all layers have heard it; before that there are
         empty ones, after each of which it may be given up. Raises OSError when the disk is full.
         """
-        network = self.network
         with ExitStack() as files:
             waves: Rows | None = None
             for block in blocks:
@@ -133,35 +144,47 @@ class LongMixture:
                 waves.write(waves.count, block[..., None])
             if waves is None:
                 return
+            nothing = torch.zeros(waves.shape[0], 0)
             frames = -(-waves.count // self.hop) + 1
             pieces = self._pieces(frames)
-            channels = waves.shape[0]
-            powers = []
+            last: list[Rows] = []
+            for network in self.networks:
+                width = max(size for r in network.recurrences() for size in (r.input_size, r.output_size))
+                last.append(files.enter_context(Rows(waves.shape[0], width)))
+                for _ in self._hear(network, waves, last[-1], pieces, embedding):
+                    yield nothing
             for piece in pieces:
-                powers.append(network.power(self._seen(self._spectra(waves, *piece))))
-                yield torch.zeros(channels, 0)
-            level = network.level(torch.cat(powers, dim=1), network.level_frames)
-            recurrences = list(network.recurrences())
-            width = max(recurrences[0].input_size, *(2 * r.hidden_size for r in recurrences))
-            features = files.enter_context(Rows(channels, width))
-            backwards = files.enter_context(Rows(channels, recurrences[0].hidden_size))
-            for piece in pieces:
-                with autocast(self.device, self.precision):
-                    levelled = at_level(self._seen(self._spectra(waves, *piece)), _part(level, *piece))
-                    self._keep(features, piece[0] // network.stack, network.enter(levelled))
-                yield torch.zeros(channels, 0)
-            used = recurrences[0].input_size
-            for recurrence in recurrences:
-                for _ in self._recur(recurrence, features, backwards, used, embedding):
-                    yield torch.zeros(channels, 0)
-                used = 2 * recurrence.hidden_size
-            for piece in pieces:
-                yield self._estimate(waves, features, piece, frames, used)
+                yield self._estimate(waves, last, piece, frames)
+
+    def _hear(
+        self,
+        network: Layered,
+        waves: Rows,
+        features: Rows,
+        pieces: Sequence[tuple[int, int]],
+        embedding: Tensor | None,
+    ) -> Iterator[None]:
+        """Fills `features` with those behind the network's last LSTM; stops for breath after every piece."""
+        powers = []
+        for piece in pieces:
+            powers.append(network.power(self._seen(self._spectra(waves, *piece))))
+            yield
+        level = network.level(torch.cat(powers, dim=1), network.level_frames)
+        for piece in pieces:
+            with autocast(self.device, self.precision):
+                levelled = at_level(self._seen(self._spectra(waves, *piece)), _part(level, *piece))
+                self._keep(features, piece[0] // network.stack, network.enter(levelled))
+            yield
+        hidden = max(recurrence.hidden_size for recurrence in network.recurrences())
+        with Rows(waves.shape[0], hidden) as backwards:
+            for recurrence in network.recurrences():
+                yield from self._recur(
+                    recurrence, features, backwards, self.length // network.stack, embedding
+                )
 
     def _pieces(self, frames: int) -> list[tuple[int, int]]:
         """First frame and the one behind the last of every piece."""
-        length = self.steps * self.network.stack
-        return [(start, min(start + length, frames)) for start in range(0, frames, length)]
+        return [(start, min(start + self.length, frames)) for start in range(0, frames, self.length)]
 
     def _spectra(self, waves: Rows, start: int, stop: int) -> Tensor:
         """The frames from `start` to before `stop` of the whole mixture's spectrum, complex [C, t, F]."""
@@ -172,52 +195,52 @@ class LongMixture:
         return stft(padded.to(self.device), spectral.n_fft, self.hop, spectral.window, False)
 
     def _seen(self, spectrum: Tensor) -> Tensor:
-        return torch.view_as_real(spectrum) if self.network.planes == 2 else spectrum.abs()
+        return torch.view_as_real(spectrum) if self.planes == 2 else spectrum.abs()
 
     def _keep(self, rows: Rows, start: int, values: Tensor) -> None:
         rows.write(start, nn.functional.pad(values, (0, rows.shape[1] - values.shape[2])))
 
     def _recur(
-        self, recurrence: Layer, features: Rows, backwards: Rows, used: int, embedding: Tensor | None
+        self, recurrence: Layer, features: Rows, backwards: Rows, steps: int, embedding: Tensor | None
     ) -> Iterator[None]:
-        """Puts the recurrence's features in the place of those that it reads, the first `used` of a row;
-        stops for breath after every piece."""
+        """Puts the recurrence's features in the place of those that it reads, `steps` at a time."""
         forward, backward = recurrence.directions()
-        places = [(s, min(s + self.steps, features.count)) for s in range(0, features.count, self.steps)]
+        used, hidden = recurrence.input_size, recurrence.hidden_size
+        places = [(s, min(s + steps, features.count)) for s in range(0, features.count, steps)]
         state: State | None = None
         for start, stop in reversed(places):
             with autocast(self.device, self.precision):
                 x = recurrence.before(self._features(features, start, stop, used), embedding)
                 y, state = backward(x.flip(1), state)
-            backwards.write(start, y.flip(1))
+            self._keep(backwards, start, y.flip(1))
             yield
         state = None
         for start, stop in places:
             with autocast(self.device, self.precision):
                 x = self._features(features, start, stop, used)
                 y, state = forward(recurrence.before(x, embedding), state)
-                both = torch.cat([y, backwards.read(start, stop).to(y)], dim=2)
+                both = torch.cat([y, backwards.read(start, stop)[..., :hidden].to(y)], dim=2)
                 self._keep(features, start, recurrence.after(x, both, embedding))
             yield
 
     def _features(self, features: Rows, start: int, stop: int, used: int) -> Tensor:
         return features.read(start, stop)[..., :used].to(self.device)
 
-    def _estimate(
-        self, waves: Rows, features: Rows, piece: tuple[int, int], frames: int, used: int
-    ) -> Tensor:
+    def _estimate(self, waves: Rows, last: Sequence[Rows], piece: tuple[int, int], frames: int) -> Tensor:
         """Samples [C, m] of a piece, with masks of as many frames around it as its samples are in."""
-        stack = self.network.stack
-        around = -(-self.spectral.n_fft // (self.hop * stack)) * stack
+        around = -(-self.spectral.n_fft // (self.hop * self.stack)) * self.stack
         start, stop = max(0, piece[0] - around), min(frames, piece[1] + around)
-        with autocast(self.device, self.precision):
-            x = self._features(features, start // stack, -(-stop // stack), used)
-            mask = self.network.leave(x)[:, : stop - start].float()
-        masked = self.masking(self._spectra(waves, start, stop), mask)
+        masks = []
+        for network, features in zip(self.networks, last, strict=True):
+            used = list(network.recurrences())[-1].output_size
+            with autocast(self.device, self.precision):
+                x = self._features(features, start // network.stack, -(-stop // network.stack), used)
+                masks.append(network.leave(x)[:, : stop - start].float())
+        masked = self.masking(self._spectra(waves, start, stop), torch.stack(masks).mean(0))
         length = (stop - start - 1) * self.hop
-        first, last = piece[0] * self.hop, min(piece[1] * self.hop, waves.count)
+        first, behind = piece[0] * self.hop, min(piece[1] * self.hop, waves.count)
         offset = start * self.hop
-        return self.spectral.inverse(masked, length)[:, first - offset : last - offset].cpu()
+        return self.spectral.inverse(masked, length)[:, first - offset : behind - offset].cpu()
 
 
 def _part(level: Tensor, start: int, stop: int) -> Tensor:

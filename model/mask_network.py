@@ -60,8 +60,13 @@ class MaskNetwork(nn.Module, ABC):
 
     @property
     def layered(self) -> bool:
-        """Whether a long mixture can go through it layer by layer (model/long_recurrence.py)."""
+        """Whether a long mixture can go through its parts layer by layer (model/long_recurrence.py)."""
         return False
+
+    @property
+    def parts(self) -> list[MaskNetwork]:
+        """The networks whose masks' mean is its mask: itself, but for an ensemble."""
+        return [self]
 
     @property
     def identities(self) -> tuple[str, ...]:

@@ -269,8 +269,8 @@ class Separator(nn.Module):
             return
         signal = chain(held, coming)
         if self.hears_whole:
-            network = cast(Layered, self.network)
-            long = LongMixture(network, self.spectral, self.masking, self.precision, self.sample_rate)
+            networks = [cast(Layered, part) for part in self.network.parts]
+            long = LongMixture(networks, self.spectral, self.masking, self.precision, self.sample_rate)
             vectors = None if embedding is None else embedding.expand(len(held[0]), -1)
             finished = long(signal, vectors)
         else:

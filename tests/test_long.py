@@ -97,6 +97,39 @@ def test_a_recurrent_network_hears_long_mixtures_as_in_one_piece(
     np.testing.assert_allclose(found, expected, atol=1e-5 * loudest)
 
 
+BANDS = {"kind": "band_split", "dim": 6, "lstm_dim": 5, "blocks": 3, "level_frames": 9}
+FRAMES = {"kind": "film_blstm", "front_dim": 6, "lstm_dim": 8, "stack": 3, "residual_layers": 1}
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        BANDS,
+        {**BANDS, "embedding": "none", "level_frames": 0},
+        {**BANDS, "stack": 2, "whole_dim": 7, "mask": "complex"},
+        {"kind": "ensemble", "members": [FRAMES, {**BANDS, "stack": 2, "whole_dim": 7}, BANDS]},
+    ],
+    ids=["bands", "without a reference", "whole frames", "ensemble"],
+)
+@pytest.mark.parametrize("length", [16_001, 40_000, 51_713])
+def test_layers_over_bands_and_ensembles_do_so_too(network: dict[str, Any], length: int) -> None:
+    system = separator_of(network)
+    mixture = np.random.default_rng(length).standard_normal((2, length)).astype(np.float32) * 0.1
+    vectors = None if system.embedder is None else torch.randn(2, 256)
+    found = np.concatenate(
+        list(system.separate_blocks(np.split(mixture, [7, 9_000], axis=1), vectors)), axis=1
+    )
+    with torch.inference_mode():
+        whole = system(torch.from_numpy(mixture), vectors).numpy()
+    assert system.hears_whole
+    np.testing.assert_allclose(found, whole, atol=1e-5 * max(1.0, float(np.abs(whole).max())))
+
+
+def test_an_ensemble_with_a_member_that_hears_pieces_goes_in_chunks() -> None:
+    network = {"kind": "ensemble", "members": [FRAMES, {"kind": "unet", "channels": [2, 3]}]}
+    assert not separator_of(network).hears_whole
+
+
 def test_bfloat16_hears_the_same_within_its_rounding() -> None:
     system = separator_of({"kind": "film_blstm", "front_dim": 32, "lstm_dim": 32, "residual_layers": 1})
     system.precision = "bf16"
