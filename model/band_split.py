@@ -105,7 +105,8 @@ class BandSplit(MaskNetwork):
         return True
 
     def enter(self, levelled: Tensor) -> Tensor:
-        return together(self._enter(levelled))
+        """A levelled mixture [B, T, F(, 2)], from a multiple of `stack` on -> features [B, S, K*dim]."""
+        return merge_bands(self._enter(levelled))
 
     def recurrences(self) -> Iterator[OverTime | OverFrames]:
         """Its LSTMs over time, from the first to the last."""
@@ -113,7 +114,8 @@ class BandSplit(MaskNetwork):
             yield from block.recurrences()  # type: ignore[operator]
 
     def leave(self, x: Tensor) -> Tensor:
-        return self._leave(apart(x, self.bands))
+        """The last features [B, S, K*dim] -> mask [B, S*stack, F(, 2)]."""
+        return self._leave(split_bands(x, self.bands))
 
 
 class Block(nn.Module):
@@ -128,7 +130,7 @@ class Block(nn.Module):
         self.over_frames = WholeResidual(bands * dim, whole_dim) if whole_dim else None
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
-        x = self.asked(x, embedding)
+        x = self.modulated(x, embedding)
         bands, steps, batch, dim = x.shape
         x = self.over_time(x.transpose(0, 1).flatten(1, 2)).view(steps, bands, batch, dim)
         if self.over_frames is not None:
@@ -136,7 +138,7 @@ class Block(nn.Module):
             return x.view(steps, batch, bands, dim).permute(2, 0, 1, 3)
         return self.across(x.transpose(0, 1))
 
-    def asked(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+    def modulated(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         """Features [K, S, B, dim], scaled and shifted by what the embedding says."""
         if self.film is None or embedding is None:
             return x
@@ -149,6 +151,7 @@ class Block(nn.Module):
         return x if self.over_bands is None else self.over_bands(x.flatten(1, 2)).view(x.shape)
 
     def recurrences(self) -> Iterator[OverTime | OverFrames]:
+        """Its LSTMs over time and over whole frames, in their order."""
         yield OverTime(self)
         if self.over_frames is not None:
             yield OverFrames(self.over_frames)
@@ -182,8 +185,9 @@ class WholeResidual(nn.Module):
 
 
 class OverTime:
-    """The LSTM over time of a block, between what looks at every step by itself: features [B, S, K*dim]. With
-    the same interface as model.film_blstm.Recurrence."""
+    """A block's LSTM over time, which all bands share, between what looks at every step by itself, such as
+    the layer over bands. An interface as model.film_blstm.Recurrence's: features x [B, S, K*dim], outputs of
+    both directions y [B, S, 2*K*H], the first K*H of them forwards."""
 
     def __init__(self, block: Block) -> None:
         self.block, self.layer = block, block.over_time
@@ -191,12 +195,12 @@ class OverTime:
         self.hidden_size = block.bands * self.layer.lstm.hidden_size
 
     def before(self, x: Tensor, embedding: Tensor | None) -> Tensor:
-        return together(self.layer.norm(self.block.asked(apart(x, self.block.bands), embedding)))
+        return merge_bands(self.layer.norm(self.block.modulated(split_bands(x, self.block.bands), embedding)))
 
     def after(self, x: Tensor, y: Tensor, embedding: Tensor | None) -> Tensor:
-        asked = self.block.asked(apart(x, self.block.bands), embedding)
+        x = self.block.modulated(split_bands(x, self.block.bands), embedding)
         y = y.unflatten(2, (2, self.block.bands, -1)).permute(3, 1, 0, 2, 4).flatten(3)  # [K, S, B, 2H]
-        return together(self.block.across(asked + self.layer.back(y)))
+        return merge_bands(self.block.across(x + self.layer.back(y)))
 
     def directions(self) -> tuple[OneWay, OneWay]:
         forward, backward = directions_of(self.layer.lstm)
@@ -212,7 +216,7 @@ class OverTime:
 
 
 class OverFrames:
-    """The LSTM over whole frames of a block, in the same way."""
+    """A block's LSTM over whole frames, in the same way: x [B, S, K*dim], y [B, S, 2*H]."""
 
     def __init__(self, layer: WholeResidual) -> None:
         self.layer, self.hidden_size = layer, layer.lstm.hidden_size
@@ -228,12 +232,12 @@ class OverFrames:
         return directions_of(self.layer.lstm)
 
 
-def together(x: Tensor) -> Tensor:
+def merge_bands(x: Tensor) -> Tensor:
     """Features of bands [K, S, B, dim] -> rows [B, S, K*dim]."""
     return x.permute(2, 1, 0, 3).flatten(2)
 
 
-def apart(x: Tensor, bands: int) -> Tensor:
+def split_bands(x: Tensor, bands: int) -> Tensor:
     """Rows [B, S, K*dim] -> features of bands [K, S, B, dim]."""
     return x.unflatten(2, (bands, -1)).permute(2, 1, 0, 3)
 

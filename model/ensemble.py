@@ -33,28 +33,22 @@ class Ensemble(MaskNetwork):
 
     @property
     def frame_multiple(self) -> int:
-        return math.lcm(*(member.frame_multiple for member in self._networks))
+        return math.lcm(*(member.frame_multiple for member in self.parts))
 
     @property
     def identities(self) -> tuple[str, ...]:
         return tuple(
-            f"members.{index}.{name}"
-            for index, member in enumerate(self._networks)
-            for name in member.identities
+            f"members.{index}.{name}" for index, member in enumerate(self.parts) for name in member.identities
         )
 
     @property
     def layered(self) -> bool:
-        return all(member.layered for member in self._networks)
+        return all(member.layered for member in self.parts)
 
     @property
     def parts(self) -> list[MaskNetwork]:
-        return self._networks
+        return [member for member in self.members if isinstance(member, MaskNetwork)]
 
     def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
         """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)]."""
-        return torch.stack([member(mixture, embedding) for member in self._networks]).mean(0)
-
-    @property
-    def _networks(self) -> list[MaskNetwork]:
-        return [member for member in self.members if isinstance(member, MaskNetwork)]
+        return torch.stack([member(mixture, embedding) for member in self.parts]).mean(0)
