@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.film_blstm import OneWay, State, directions_of
-from model.mask_network import EMBEDDING_SCALE, MaskNetwork
+from model.layers import Layer, OneWay, State, directions_of
+from model.mask_network import EMBEDDING_SCALE, LayeredMask
 
 
-class BandSplit(MaskNetwork):
+class BandSplit(LayeredMask):
     """Band-split recurrent network (Luo and Yu 2022, arXiv 2209.15174), told by FiLM whose voice is wanted.
 
     The spectrum is cut into bands: below `fine_share` of all bins they are `band_bins` bins wide, twice that
@@ -71,55 +71,28 @@ class BandSplit(MaskNetwork):
         self.hidden = BandLinear(self.bands, dim, 2 * dim)
         self.out = BandLinear(self.bands, 2 * dim, width)
 
-    @property
-    def frame_multiple(self) -> int:
-        return self.stack
+    # Its layers hand on the features of all K bands in rows [B, S, K*dim].
 
-    def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
-        """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)]."""
-        embedding = self.condition(embedding, len(mixture))
-        x = self._enter(self.levelled(mixture, self.level_frames))
-        for block in self.blocks:
-            x = block(x, embedding)
-        return self._leave(x)[:, : mixture.shape[1]]
-
-    def _enter(self, levelled: Tensor) -> Tensor:
-        """A levelled mixture [B, T, F(, 2)] -> features [K, S, B, dim] of K bands in S steps."""
+    def enter(self, levelled: Tensor) -> Tensor:
         x = self.see(levelled)  # [B, P, T, F]
         x = self.normalize(x.transpose(2, 3).flatten(1, 2)).unflatten(1, (self.planes, -1))  # [B, P, F, T]
         x = nn.functional.pad(x, (0, 0, 0, 1))[:, :, self.places]  # [B, P, K, W, T]
         x = nn.functional.pad(x.permute(2, 0, 4, 1, 3).flatten(3), (0, 0, 0, -x.shape[-1] % self.stack))
         x = x.reshape(self.bands, x.shape[1], -1, self.stack * x.shape[3])  # [K, B, S, stack*P*W], S steps
-        return self.split(x.transpose(1, 2))
-
-    def _leave(self, x: Tensor) -> Tensor:
-        """The last features [K, S, B, dim] -> mask [B, S*stack, F(, 2)]."""
-        x = torch.tanh(self.hidden(self.norm(x)))
-        x = self.out(x).unflatten(3, (self.stack, self.planes, -1))  # [K, S, B, stack, P, W]
-        return self.to_mask(x.permute(2, 4, 1, 3, 0, 5).flatten(4)[..., self.back].flatten(2, 3))
-
-    # What model/long_recurrence.py goes through a long mixture with: features are [B, S, K*dim] there.
-
-    @property
-    def layered(self) -> bool:
-        return True
-
-    def enter(self, levelled: Tensor) -> Tensor:
-        """A levelled mixture [B, T, F(, 2)], from a multiple of `stack` on -> features [B, S, K*dim]."""
-        return merge_bands(self._enter(levelled))
+        return merge_bands(self.split(x.transpose(1, 2)))
 
     def recurrences(self) -> Iterator[OverTime | OverFrames]:
-        """Its LSTMs over time, from the first to the last."""
         for block in self.blocks:
             yield from block.recurrences()  # type: ignore[operator]
 
     def leave(self, x: Tensor) -> Tensor:
-        """The last features [B, S, K*dim] -> mask [B, S*stack, F(, 2)]."""
-        return self._leave(split_bands(x, self.bands))
+        x = torch.tanh(self.hidden(self.norm(split_bands(x, self.bands))))
+        x = self.out(x).unflatten(3, (self.stack, self.planes, -1))  # [K, S, B, stack, P, W]
+        return self.to_mask(x.permute(2, 4, 1, 3, 0, 5).flatten(4)[..., self.back].flatten(2, 3))
 
 
 class Block(nn.Module):
-    """Features [K, S, B, dim] and embedding [B, D] -> features of the same shape."""
+    """FiLM, an LSTM over time and one over bands or whole frames, of K bands' features [K, S, B, dim]."""
 
     def __init__(self, bands: int, embedding_dim: int, dim: int, lstm_dim: int, whole_dim: int) -> None:
         super().__init__()
@@ -129,15 +102,6 @@ class Block(nn.Module):
         self.over_bands = None if whole_dim else Residual(dim, lstm_dim)
         self.over_frames = WholeResidual(bands * dim, whole_dim) if whole_dim else None
 
-    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
-        x = self.modulated(x, embedding)
-        bands, steps, batch, dim = x.shape
-        x = self.over_time(x.transpose(0, 1).flatten(1, 2)).view(steps, bands, batch, dim)
-        if self.over_frames is not None:
-            x = self.over_frames(x.transpose(1, 2).flatten(2))  # [S, B, K*dim]
-            return x.view(steps, batch, bands, dim).permute(2, 0, 1, 3)
-        return self.across(x.transpose(0, 1))
-
     def modulated(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         """Features [K, S, B, dim], scaled and shifted by what the embedding says."""
         if self.film is None or embedding is None:
@@ -146,9 +110,16 @@ class Block(nn.Module):
         scale, shift = both.permute(1, 2, 3, 0, 4)  # [K, 1, B, dim] each
         return x * (1 + scale) + shift
 
+    def along(self, x: Tensor) -> Tensor:
+        """Features [K, S, B, dim] behind the layer over time."""
+        rows = x.transpose(0, 1)  # [S, K, B, dim]
+        return self.over_time(rows.flatten(1, 2)).view(rows.shape).transpose(0, 1)
+
     def across(self, x: Tensor) -> Tensor:
         """Features [K, S, B, dim] behind the layer over the bands, where there is one."""
-        return x if self.over_bands is None else self.over_bands(x.flatten(1, 2)).view(x.shape)
+        if self.over_bands is None:
+            return x
+        return self.over_bands(x.flatten(1, 2)).view(x.shape)
 
     def recurrences(self) -> Iterator[OverTime | OverFrames]:
         """Its LSTMs over time and over whole frames, in their order."""
@@ -184,10 +155,9 @@ class WholeResidual(nn.Module):
         return x + self.back(self.lstm(torch.relu(self.front(self.norm(x))))[0])
 
 
-class OverTime:
+class OverTime(Layer):
     """A block's LSTM over time, which all bands share, between what looks at every step by itself, such as
-    the layer over bands. An interface as model.film_blstm.Recurrence's: features x [B, S, K*dim], outputs of
-    both directions y [B, S, 2*K*H], the first K*H of them forwards."""
+    the layer over bands. Features x [B, S, K*dim], outputs of both directions y [B, S, 2*K*H]."""
 
     def __init__(self, block: Block) -> None:
         self.block, self.layer = block, block.over_time
@@ -202,6 +172,10 @@ class OverTime:
         y = y.unflatten(2, (2, self.block.bands, -1)).permute(3, 1, 0, 2, 4).flatten(3)  # [K, S, B, 2H]
         return merge_bands(self.block.across(x + self.layer.back(y)))
 
+    def __call__(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        x = self.block.along(self.block.modulated(split_bands(x, self.block.bands), embedding))
+        return merge_bands(self.block.across(x))
+
     def directions(self) -> tuple[OneWay, OneWay]:
         forward, backward = directions_of(self.layer.lstm)
         return self._every_band(forward), self._every_band(backward)
@@ -215,7 +189,7 @@ class OverTime:
         return run
 
 
-class OverFrames:
+class OverFrames(Layer):
     """A block's LSTM over whole frames, in the same way: x [B, S, K*dim], y [B, S, 2*H]."""
 
     def __init__(self, layer: WholeResidual) -> None:
@@ -228,6 +202,10 @@ class OverFrames:
     def after(self, x: Tensor, y: Tensor, embedding: Tensor | None) -> Tensor:
         return x + self.layer.back(y)
 
+    def __call__(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        rows: Tensor = self.layer(x.transpose(0, 1))
+        return rows.transpose(0, 1)
+
     def directions(self) -> tuple[OneWay, OneWay]:
         return directions_of(self.layer.lstm)
 
@@ -239,7 +217,8 @@ def merge_bands(x: Tensor) -> Tensor:
 
 def split_bands(x: Tensor, bands: int) -> Tensor:
     """Rows [B, S, K*dim] -> features of bands [K, S, B, dim]."""
-    return x.unflatten(2, (bands, -1)).permute(2, 1, 0, 3)
+    # not unflatten: behind it the exporter writes its example's batch into the LSTMs' first states
+    return x.reshape(*x.shape[:2], bands, -1).permute(2, 1, 0, 3)
 
 
 class BandLinear(nn.Module):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.mask_network import MaskNetwork
+from model.mask_network import LayeredMask, MaskNetwork
 
 
 class Ensemble(MaskNetwork):
@@ -42,8 +42,9 @@ class Ensemble(MaskNetwork):
         )
 
     @property
-    def layered(self) -> bool:
-        return all(member.layered for member in self.parts)
+    def layered(self) -> list[LayeredMask]:
+        found = [member.layered for member in self.parts]
+        return [network for own in found for network in own] if all(found) else []
 
     @property
     def parts(self) -> list[MaskNetwork]:

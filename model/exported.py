@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,11 +18,10 @@ from tqdm import tqdm
 from config.load import check_config
 from config.schema import Config
 from model.embedder import Embedder
-from model.film_blstm import FilmBlstm
 from model.foreign import build_embedder
-from model.graph_parts import GraphRecurrence, Marked, Parts
+from model.graph_parts import Marked, cut
 from model.lite import Lite, LiteState
-from model.mask_network import MaskNetwork
+from model.mask_network import LayeredMask, MaskNetwork
 from model.onnx_network import OnnxGraph
 from model.separator import Separator
 from utils.errors import UserError
@@ -74,7 +73,7 @@ def export_separator(separator: Separator, folder: Path) -> list[Path]:
     }
     if embedding is not None:
         axes["embedding"] = {0: "batch"}
-    if isinstance(network, FilmBlstm):
+    if network.layered:
         module = Marked(network)
         inside = module.names
     elif isinstance(network, Lite):
@@ -203,41 +202,26 @@ class ExportedMask(MaskNetwork):
         return self.graph.run_named(inputs)[0]
 
 
-class ExportedFilmBlstm(ExportedMask):
-    """A network of bidirectional LSTMs as a graph, which long recordings go through layer by layer unless
-    somebody, or an older export.py, has made it in another way."""
+class ExportedLayers(ExportedMask):
+    """A network of bidirectional LSTMs, or several, as a graph, which long recordings go through layer by
+    layer unless somebody, or an older export.py, has made it in another way."""
 
-    def __init__(self, graph: OnnxGraph, like: FilmBlstm) -> None:
+    def __init__(self, graph: OnnxGraph, like: MaskNetwork) -> None:
         super().__init__(graph, like)
-        self.stack, self.level_frames = like.stack, like.level_frames
+        self._like = like.layered
 
     @cached_property
-    def _parts(self) -> Parts | None:
+    def layered(self) -> list[LayeredMask]:
+        like, self._like = self._like, []  # whose weights nobody needs
         try:
-            return Parts(self.graph)
+            return [*cut(self.graph, like)]
         except (UserError, ValueError, KeyError, IndexError) as error:
             tqdm.write(  # which leaves progress bars whole
                 f"NOTE: this graph cannot be cut ({error}): long recordings go through it in chunks, "
                 "which is another estimate; export.py writes one that can be cut",
                 file=sys.stderr,
             )
-            return None
-
-    @property
-    def layered(self) -> bool:
-        return self._parts is not None
-
-    def enter(self, levelled: Tensor) -> Tensor:
-        assert self._parts is not None
-        return self._parts.enter(levelled)
-
-    def recurrences(self) -> Iterator[GraphRecurrence]:
-        assert self._parts is not None
-        return self._parts.recurrences()
-
-    def leave(self, x: Tensor) -> Tensor:
-        assert self._parts is not None
-        return self._parts.leave(x)
+            return []
 
 
 class ExportedLite(Lite):
@@ -270,8 +254,8 @@ def with_graphs(
     network = separator.network
     if isinstance(network, Lite):
         separator.network = ExportedLite(separator_graph, network, separator.config)
-    elif isinstance(network, FilmBlstm):
-        separator.network = ExportedFilmBlstm(separator_graph, network)
+    elif network.layered:
+        separator.network = ExportedLayers(separator_graph, network)
     else:
         separator.network = ExportedMask(separator_graph, network)
     if separator.embedder is not None and embedder_graph is not None:

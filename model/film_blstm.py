@@ -3,69 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from model.mask_network import EMBEDDING_SCALE, MaskNetwork
+from model.layers import Layer, OneWay, directions_of
+from model.mask_network import EMBEDDING_SCALE, LayeredMask
 from model.widening import Widening
 
-
-class Inward(Protocol):
-    def __call__(self, x: Tensor, embedding: Tensor | None) -> Tensor: ...
-
-
-class Outward(Protocol):
-    def __call__(self, x: Tensor, y: Tensor, embedding: Tensor | None) -> Tensor: ...
+Inward = Callable[[Tensor, Tensor | None], Tensor]
+Outward = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-State = tuple[Tensor, Tensor]
-"""Of an LSTM in one direction, hidden and cell [1, B, H]."""
-OneWay = Callable[[Tensor, State | None], tuple[Tensor, State]]
-"""Such an LSTM: x [B, S, W] and the state before -> (y [B, S, H], the state behind)."""
+class Recurrence(Layer):
+    """An LSTM between `before`, which makes its input of the features x [B, S, W], and `after`, which makes
+    the next features of x and its output."""
 
+    def __init__(self, before: Inward, lstm: nn.LSTM, after: Outward) -> None:
+        self._before, self.lstm, self._after = before, lstm, after
+        self.input_size, self.hidden_size = lstm.input_size, lstm.hidden_size
+        self.output_size = 2 * lstm.hidden_size
 
-class Recurrence(NamedTuple):
-    """A bidirectional LSTM of one layer, between what looks at every step by itself: `before` makes its
-    input of the features x [B, S, W], `after` the next features of x and its output y [B, S, 2H]."""
+    def before(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        return self._before(x, embedding)
 
-    before: Inward
-    lstm: nn.LSTM
-    after: Outward
-
-    def __call__(self, x: Tensor, embedding: Tensor | None) -> Tensor:
-        return self.after(x, self.lstm(self.before(x, embedding))[0], embedding)
-
-    @property
-    def input_size(self) -> int:
-        return self.lstm.input_size
-
-    @property
-    def hidden_size(self) -> int:
-        return self.lstm.hidden_size
-
-    @property
-    def output_size(self) -> int:
-        return 2 * self.lstm.hidden_size
+    def after(self, x: Tensor, y: Tensor, embedding: Tensor | None) -> Tensor:
+        return self._after(x, y, embedding)
 
     def directions(self) -> tuple[OneWay, OneWay]:
         return directions_of(self.lstm)
 
-
-def directions_of(lstm: nn.LSTM) -> tuple[OneWay, OneWay]:
-    """The two directions of a bidirectional LSTM, each with its weights: (forwards, backwards)."""
-    ways = []
-    for suffix in ("", "_reverse"):
-        one = nn.LSTM(lstm.input_size, lstm.hidden_size, batch_first=True, device="meta")
-        for name in list(one._parameters):
-            setattr(one, name, getattr(lstm, name + suffix))
-        ways.append(one.train(lstm.training))
-    forward, backward = ways
-    return forward, backward
+    def __call__(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        return self.after(x, self.lstm(self.before(x, embedding))[0], embedding)
 
 
-class FilmBlstm(MaskNetwork):
+class FilmBlstm(LayeredMask):
     """Recurrent mask network with feature-wise linear modulation (Perez et al. 2018, arXiv 1709.07871).
 
     The input is the mixture relative to its root mean square (over `level_frames` around each frame; 0:
@@ -115,49 +88,20 @@ class FilmBlstm(MaskNetwork):
         wider = there != here and there[0] <= here[0] and there[1] <= here[1]
         return Widening(there, here)(state) if wider else state
 
-    @property
-    def frame_multiple(self) -> int:
-        return self.stack
-
-    @property
-    def layered(self) -> bool:
-        return True
-
-    def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
-        """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)]."""
-        embedding = self.condition(embedding, len(mixture))
-        *_, mask = self.stages(mixture, embedding)
-        return mask[:, : mixture.shape[1]]
-
-    def stages(self, mixture: Tensor, embedding: Tensor | None) -> Iterator[Tensor]:
-        """The levelled mixture, the features before and behind every LSTM, and the mask with the frames that
-        fill up its last step."""
-        levelled = self.levelled(mixture, self.level_frames)
-        yield levelled
-        yield (x := self.enter(levelled))
-        for recurrence in self.recurrences():
-            yield (x := recurrence(x, embedding))
-        yield self.leave(x)
-
-    # What `forward` is made of: model/long_recurrence.py goes through a long mixture with it.
-
     def enter(self, levelled: Tensor) -> Tensor:
-        """A levelled mixture [B, T, F(, 2)], from a multiple of `stack` on -> features [B, T/stack, W]."""
         x = self.see(levelled).transpose(1, 2).flatten(2)  # [B, T, P*F]
         x = self.normalize(x.transpose(1, 2)).transpose(1, 2)
         x = nn.functional.pad(x, (0, 0, 0, -x.shape[1] % self.stack))
         return torch.relu(self.front(x.reshape(x.shape[0], -1, self.stack * x.shape[2])))
 
     def recurrences(self) -> Iterator[Recurrence]:
-        """Its LSTMs, from the first to the last."""
         films = [self.film] + [None] * len(self.lstms)
         for lstm, norm, film in zip(self.lstms, self.norms, films, strict=False):
-            yield Recurrence(_as_it_is, cast(nn.LSTM, lstm), _Normalized(norm, film))
+            yield Recurrence(_as_it_is, cast(nn.LSTM, lstm), _normalized(norm, film))
         for residual in self.residuals:
             yield cast(ResidualLayer, residual).recurrence()
 
     def leave(self, x: Tensor) -> Tensor:
-        """The last features [B, S, W] -> mask [B, S*stack, F(, 2)]."""
         x = self.out(x).reshape(x.shape[0], -1, self.planes * self.bins)  # [B, T, P*F]
         return self.to_mask(self.split_planes(x))
 
@@ -166,12 +110,11 @@ def _as_it_is(x: Tensor, embedding: Tensor | None) -> Tensor:
     return x
 
 
-class _Normalized(NamedTuple):
-    norm: nn.Module
-    film: nn.Linear | None
+def _normalized(norm: nn.Module, film: nn.Linear | None) -> Outward:
+    def after(x: Tensor, y: Tensor, embedding: Tensor | None) -> Tensor:
+        return modulated(norm(y), film, embedding)
 
-    def __call__(self, x: Tensor, y: Tensor, embedding: Tensor | None) -> Tensor:
-        return modulated(self.norm(y), self.film, embedding)
+    return after
 
 
 class ResidualLayer(nn.Module):

@@ -16,14 +16,13 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.film_blstm import Inward, OneWay, Outward, State
-from model.mask_network import at_level
+from model.layers import Layer, State
+from model.mask_network import LayeredMask, at_level
 from model.masks import Masking
 from model.spectral import Spectral, stft
 from utils.device import autocast
@@ -81,44 +80,13 @@ def _naming_the_folder() -> Iterator[None]:
         raise
 
 
-class Layer(Protocol):
-    """A bidirectional LSTM and what surrounds it, see model.film_blstm.Recurrence; the sizes are those of the
-    features that it reads, of one direction's output, and of the features that it leaves."""
-
-    @property
-    def input_size(self) -> int: ...
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def output_size(self) -> int: ...
-    @property
-    def before(self) -> Inward: ...
-    @property
-    def after(self) -> Outward: ...
-    def directions(self) -> tuple[OneWay, OneWay]: ...
-
-
-class Layered(Protocol):
-    """What a mask network that is `layered` consists of, see model.film_blstm.FilmBlstm."""
-
-    stack: int
-    planes: int
-    level_frames: int
-
-    def power(self, mixture: Tensor) -> Tensor: ...
-    def level(self, power: Tensor, frames: int) -> Tensor: ...
-    def enter(self, levelled: Tensor) -> Tensor: ...
-    def recurrences(self) -> Iterator[Layer]: ...
-    def leave(self, x: Tensor) -> Tensor: ...
-
-
 class LongMixture:
     """Separates a mixture [C, N] whose samples come in blocks, and of which there is more than a piece, by
     the mean of the networks' masks."""
 
     def __init__(
         self,
-        networks: Sequence[Layered],
+        networks: Sequence[LayeredMask],
         spectral: Spectral,
         masking: Masking,
         precision: str,
@@ -159,7 +127,7 @@ class LongMixture:
 
     def _hear(
         self,
-        network: Layered,
+        network: LayeredMask,
         waves: Rows,
         features: Rows,
         pieces: Sequence[tuple[int, int]],

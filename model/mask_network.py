@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from model.layers import Layer
 from model.spectral import compressed
 
 Scale = Literal["linear", "power", "log", "db"]
@@ -59,14 +61,10 @@ class MaskNetwork(nn.Module, ABC):
         return 1
 
     @property
-    def layered(self) -> bool:
-        """Whether a long mixture can go through its parts layer by layer (model/long_recurrence.py)."""
-        return False
-
-    @property
-    def parts(self) -> list[MaskNetwork]:
-        """The networks whose masks' mean is its mask: itself, but for an ensemble."""
-        return [self]
+    def layered(self) -> list[LayeredMask]:
+        """What a long mixture can go through layer by layer (model/long_recurrence.py): the networks whose
+        masks' mean is this one's mask, none where it cannot."""
+        return []
 
     @property
     def identities(self) -> tuple[str, ...]:
@@ -149,3 +147,46 @@ class MaskNetwork(nn.Module, ABC):
     def split_planes(self, output: Tensor) -> Tensor:
         """[B, T, P*F] -> [B, P, T, F]"""
         return output.unflatten(-1, (self.planes, -1)).transpose(1, 2)
+
+
+class LayeredMask(MaskNetwork):
+    """A mask network of bidirectional LSTMs between which every step is looked at by itself; `stack` frames
+    share one step, and the input is the mixture `levelled` over `level_frames`."""
+
+    stack: int
+    level_frames: int
+
+    @abstractmethod
+    def enter(self, levelled: Tensor) -> Tensor:
+        """A levelled mixture [B, T, F(, 2)], from a multiple of `stack` on -> features [B, T/stack, W]."""
+
+    @abstractmethod
+    def recurrences(self) -> Iterator[Layer]:
+        """Its LSTMs over time, from the first to the last."""
+
+    @abstractmethod
+    def leave(self, x: Tensor) -> Tensor:
+        """The last features [B, S, W] -> mask [B, S*stack, F(, 2)]."""
+
+    @property
+    def frame_multiple(self) -> int:
+        return self.stack
+
+    @property
+    def layered(self) -> list[LayeredMask]:
+        return [self]
+
+    def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
+        """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)]."""
+        *_, mask = self.stages(mixture, self.condition(embedding, len(mixture)))
+        return mask[:, : mixture.shape[1]]
+
+    def stages(self, mixture: Tensor, embedding: Tensor | None) -> Iterator[Tensor]:
+        """The levelled mixture, the features before and behind every LSTM, and the mask with the frames that
+        fill up its last step."""
+        levelled = self.levelled(mixture, self.level_frames)
+        yield levelled
+        yield (x := self.enter(levelled))
+        for recurrence in self.recurrences():
+            yield (x := recurrence(x, embedding))
+        yield self.leave(x)

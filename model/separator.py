@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from model.ensemble import Ensemble
 from model.film_blstm import FilmBlstm
 from model.foreign import embedder_from_content
 from model.lite import Lite
-from model.long_recurrence import Layered, LongMixture
+from model.long_recurrence import LongMixture
 from model.mask_network import MaskNetwork
 from model.masks import Masking
 from model.onnx_network import OnnxMask
@@ -269,7 +269,7 @@ class Separator(nn.Module):
             return
         signal = chain(held, coming)
         if self.hears_whole:
-            networks = [cast(Layered, part) for part in self.network.parts]
+            networks = self.network.layered
             long = LongMixture(networks, self.spectral, self.masking, self.precision, self.sample_rate)
             vectors = None if embedding is None else embedding.expand(len(held[0]), -1)
             finished = long(signal, vectors)
@@ -281,7 +281,7 @@ class Separator(nn.Module):
     @property
     def hears_whole(self) -> bool:
         """Whether `separate_blocks` takes the last block before it gives the first of a long mixture."""
-        return self.network.layered and self.spectral.pad_mode == "constant"
+        return self.spectral.pad_mode == "constant" and bool(self.network.layered)
 
     def _stream(self, blocks: Iterable[np.ndarray], embedding: Tensor | None) -> Iterator[np.ndarray]:
         from model.streaming import StreamingSeparator  # which has a separator

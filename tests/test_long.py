@@ -98,6 +98,13 @@ def test_a_recurrent_network_hears_long_mixtures_as_in_one_piece(
 
 
 BANDS = {"kind": "band_split", "dim": 6, "lstm_dim": 5, "blocks": 3, "level_frames": 9}
+LAYERS = {
+    "kind": "film_blstm",
+    "front_dim": 16,
+    "lstm_dim": 8,
+    "residual_layers": 1,
+    "level_frames": 41,
+}
 FRAMES = {"kind": "film_blstm", "front_dim": 6, "lstm_dim": 8, "stack": 3, "residual_layers": 1}
 
 
@@ -139,10 +146,20 @@ def test_bfloat16_hears_the_same_within_its_rounding() -> None:
 
 
 @pytest.mark.parametrize("small", [False, True])
-@pytest.mark.parametrize("network", [{}, {"embedding": "none"}, {"mask": "complex", "stack": 3}])
+@pytest.mark.parametrize(
+    "network",
+    [
+        LAYERS,
+        {**LAYERS, "embedding": "none"},
+        {**LAYERS, "mask": "complex", "stack": 3},
+        BANDS,
+        {**BANDS, "stack": 2, "whole_dim": 7, "mask": "complex", "embedding": "none"},
+        {"kind": "ensemble", "members": [LAYERS, {**BANDS, "stack": 2, "whole_dim": 7}, BANDS]},
+    ],
+    ids=["", "without a reference", "complex", "bands", "whole frames", "ensemble"],
+)
 def test_its_graph_does_too(tmp_path: Path, network: dict[str, Any], small: bool) -> None:
-    sizes = {"front_dim": 16, "lstm_dim": 8, "residual_layers": 1, "level_frames": 41}
-    system = separator_of({"kind": "film_blstm", **sizes, **network})
+    system = separator_of(network)
     path = export_separator(system, tmp_path)[0]
     if small:
         path = quantize(path, tmp_path / "int8")
