@@ -34,33 +34,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sounding = [f"data.noise={[str(sounds / 'noise')]}", f"data.music={music}", *more]
     real, spoken = [options.corpus], [options.corpus, str(sounds / "voices")]
     _train(data, "weights-compact-1", real, more)
-    _train(data, "weights-compact", spoken, sounding, "weights-compact-1")
-    _train(data, "weights-voicefilter", real, sounding, "weights-compact")
+    _train(data, "weights-compact-2", spoken, sounding, "weights-compact-1")
+    _train(data, "weights-compact-3", real, sounding, "weights-compact-2")
+    _train(data, "weights-compact-4", real, sounding, "weights-compact-3")
+    mean, small = f"{data}/weights-compact-mean.safetensors", f"{options.out}/compact.safetensors"
+    _average("chkpt/weights-compact-4/best.pt", "chkpt/weights-compact-3/best.pt", mean)
+    _train(data, "weights-compact-5", real, sounding, mean)
+    _average("chkpt/weights-compact-5/best.pt", mean, small)
     _train(data, "weights-lite-1", real, more)
-    _learn("weights-lite", data / "weights-voicefilter", more, "weights-lite-1")
-    _train(data, "weights-voicefilter-rooms", real, sounding, "weights-voicefilter")
-    for name in ("compact", "lite"):
-        _learn(f"weights-{name}-rooms", data / "weights-voicefilter-rooms", more, f"weights-{name}")
+    _learn("weights-lite-2", data / "weights-compact-3", more, "weights-lite-1")
+    _learn("weights-lite-3", data / "weights-compact-4", more, "weights-lite-2")
     lite = f"{options.out}/lite.safetensors"
-    _average("chkpt/weights-lite-rooms/best.pt", "chkpt/weights-lite/best.pt", lite)
-    means = {name: f"{data}/weights-{name}-mean.safetensors" for name in ("compact", "voicefilter")}
-    for name, mean in means.items():
-        _average(f"chkpt/weights-{name}-rooms/best.pt", f"chkpt/weights-{name}/best.pt", mean)
-    _train(data, "weights-voicefilter-noise", real, sounding, means["voicefilter"])
-    _learn("weights-compact-noise", data / "weights-voicefilter-noise", more, means["compact"])
-    for name, mean in means.items():
-        _average(f"chkpt/weights-{name}-noise/best.pt", mean, f"{options.out}/{name}.safetensors")
+    _average("chkpt/weights-lite-3/best.pt", "chkpt/weights-lite-2/best.pt", lite)
     _train(data, "band-split-whole", real, more, ranks=2)
     _learn("weights-bands-1", data / "band-split-whole", more, "band-split-whole", ranks=2)
     _train(data, "weights-bands-2", real, sounding, "weights-bands-1", ranks=2)
-    _learn("weights-bands-3", data / "weights-voicefilter-noise", more, "weights-bands-2", ranks=2)
-    bands = f"{data}/weights-bands-mean.safetensors"
+    _learn("weights-bands-3", data / "weights-compact-5", more, "weights-bands-2", ranks=2)
+    bands, both = f"{data}/weights-bands-mean.safetensors", f"{options.out}/voicefilter.safetensors"
     _average("chkpt/weights-bands-3/best.pt", "chkpt/weights-bands-2/best.pt", bands)
-    first, both = (f"{options.out}/{name}.safetensors" for name in ("voicefilter", "ensemble"))
-    command("convert.py", first, "--ensemble", bands, "-o", both, "--int8")
-    for name in ("compact", "ensemble", "lite", "voicefilter"):
+    command("convert.py", small, "--ensemble", bands, "-o", both, "--int8")
+    for name in ("compact", "lite", "voicefilter"):
         command(
-            "calibrate.py", f"{options.out}/{name}.safetensors", "--data", str(data / "weights-voicefilter")
+            "calibrate.py", f"{options.out}/{name}.safetensors", "--data", str(data / "weights-compact-3")
         )
     return 0
 
