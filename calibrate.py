@@ -3,7 +3,8 @@
     python calibrate.py chkpt/NAME/best.pt --data data/store
 
 Every mixture of the store's validation split is separated twice: with its own reference, and with that of
-somebody who is not in it. What then tells the two apart is kept in the checkpoint.
+somebody who is not in it. What then tells the two apart is kept in the checkpoint, with the embeddings of the
+people in the training split, by whom similarities are normalised.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from config.load import argument_parser, parse_arguments, run_script
+from datasets.corpus import Utterance
 from datasets.dataset import different_references
 from datasets.recipe import Clip
 from datasets.store import Store
@@ -24,6 +27,11 @@ from utils.checkpoint import load_checkpoint, save_again
 from utils.device import choose_device
 from utils.errors import UserError
 from utils.progress import progress_bar
+
+COHORT, LEAST_COHORT = 256, 20
+"""People by whom similarities are normalised: at most, and at least."""
+COHORT_SECONDS = 15.0
+"""Heard of each."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,9 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     separator = Separator.from_content(content, str(path)).eval().to(choose_device(options.device))
     if separator.embedder is None:
         raise UserError(f"{path}: asks for nobody, so nobody can be present or absent")
-    present, absent = collect(separator, Store(options.data), options.examples)
+    store = Store(options.data)
+    cohort = cohort_of(separator, store)
+    present, absent = collect(separator, store, cohort, options.examples)
     try:
-        calibration = fit(present, absent)
+        calibration = fit(present, absent, cohort)
     except ValueError as error:
         raise UserError(f"{options.data}: {error}") from error
     save_again(path, content | {"presence": calibration.content()})
@@ -49,14 +59,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{path}: {calibration.examples} stretches of {len(present)} mixtures with the voice and of "
         f"{len(absent)} without: told apart with an area under the ROC curve of {calibration.auc:.3f}, right "
         f"at probability 0.5 in {100 * calibration.accuracy:.1f} % (each fifth of the mixtures judged by the "
-        "others)"
+        f"others; {'no cohort' if cohort is None else f'a cohort of {len(cohort)} people'})"
     )
     print(path)
     return 0
 
 
+def cohort_of(separator: Separator, store: Store) -> Tensor | None:
+    """Embeddings [N, D] of the people of the store's training split, one utterance of each, of COHORT of them
+    where there are more; None where there are fewer than LEAST_COHORT."""
+    assert separator.embedder is not None
+    people = store.report["splits"].get("train", {}).get("speakers", [])
+    longest: dict[str, Utterance] = {}
+    for utterance in store.recordings.get("speech", []):
+        known = longest.get(utterance.speaker)
+        if known is None or utterance.frames / utterance.rate > known.frames / known.rate:
+            longest[utterance.speaker] = utterance
+    chosen = [longest[name] for name in people if name in longest]
+    if len(chosen) < LEAST_COHORT:
+        return None
+    rows = np.unique(np.linspace(0, len(chosen) - 1, COHORT).round().astype(int))
+    clips = [
+        Clip(one.id, ((0, min(one.frames, round(COHORT_SECONDS * one.rate))),), digest=one.digest)
+        for one in (chosen[row] for row in rows)
+    ]
+    return torch.from_numpy(reference_embeddings(store.folder, store.utterances, clips, separator.embedder))
+
+
 def collect(
-    separator: Separator, store: Store, examples: int | None
+    separator: Separator, store: Store, cohort: Tensor | None, examples: int | None
 ) -> tuple[list[list[Evidence]], list[list[Evidence]]]:
     """Evidence of the validation mixtures with their own reference, and with somebody's who is not there; of
     each mixture that of its stretches."""
@@ -87,7 +118,7 @@ def collect(
         mixture = split.read_float("mixture_wave", [row])  # [1, N]
         for evidence, owner in zip(found, (row, stranger), strict=True):
             embedding = torch.from_numpy(vectors[[owner]]).to(separator.device)
-            listener = Listener(separator, embedding)
+            listener = Listener(separator, embedding, cohort)
             listener(mixture[0], separator.separate_channels(mixture, embedding)[0])
             evidence.append(listener.evidence())
     return found

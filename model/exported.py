@@ -87,7 +87,7 @@ def export_separator(separator: Separator, folder: Path) -> list[Path]:
     notes = {
         "format": FORMAT,
         "config": json.dumps(separator.config.model_dump()),
-        "presence": json.dumps(separator.presence),
+        "presence": json.dumps(separator.presence, default=_rounded),
     }
     paths = [folder / SEPARATOR]
     _write(module, inputs, paths[0], names, outputs, axes, notes, inside)
@@ -98,6 +98,10 @@ def export_separator(separator: Separator, folder: Path) -> list[Path]:
         notes = {"format": FORMAT, "embedder": json.dumps(embedder.options)}
         _write(_Vectors(embedder), [features], paths[1], ["features"], ["vectors"], axes, notes)
     return paths
+
+
+def _rounded(tensor: Tensor) -> list[list[float]]:
+    return [[round(value, 4) for value in row] for row in tensor.tolist()]
 
 
 def alone(network: MaskNetwork) -> nn.Module:

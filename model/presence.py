@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,41 +23,81 @@ LEAST_SECONDS = 0.4
 """A piece in which less than this sounds is not embedded."""
 FAINT_DB = -40.0
 """An estimate this far below its mixture says nothing about a voice."""
-INPUTS = ("similarity", "residual_similarity", "level_db")
+NUMBERS = ("offset", "examples", "auc", "accuracy")
+"""Of a Calibration, beside its weights."""
+NEAREST = 50
+"""So many voices of the cohort, those most similar to a voice, are what its similarity is compared with."""
+SILENT_SCORE = -5.0
+"""The normalised similarity where nothing sounds: of nobody."""
 
 
 @dataclass(frozen=True)
 class Evidence:
     """What the probability is a function of: cosine `similarity` of the reference's embedding and that of the
     estimate, the same of the residual (`residual_similarity`), and the estimate's level re the mixture's
-    (`level_db`, at least FAINT_DB). A similarity is 0 where nothing sounds."""
+    (`level_db`, at least FAINT_DB). A similarity is 0 where nothing sounds. With a cohort there are also both
+    similarities normalised by it (`score`, `residual_score`), which take their place."""
 
     similarity: float
     residual_similarity: float
     level_db: float
+    score: float = 0.0
+    residual_score: float = 0.0
 
-    def vector(self) -> list[float]:
+    def vector(self, normalized: bool) -> list[float]:
+        if normalized:
+            return [self.score / 5, self.residual_score / 5, self.level_db / 10]
         return [self.similarity, self.residual_similarity, self.level_db / 10]
+
+
+class Cohort:
+    """Embeddings [N, D] of other people, by which similarities are normalised: adaptive symmetric score
+    normalisation (Cumani et al. 2011, "Comparison of speaker recognition approaches for real applications";
+    Matejka et al. 2017, "Analysis of score normalization in multilingual speaker recognition").
+
+    How similar two embeddings are depends on how ordinary the voices are: from the similarity the mean of
+    those to the NEAREST people is taken off, and what is left divided by their standard deviation, once with
+    the people nearest to the one voice and once to the other; the score is the mean of both. Raises
+    ValueError for fewer than two people.
+    """
+
+    def __init__(self, people: Tensor) -> None:
+        if len(people) < 2:
+            raise ValueError(f"{len(people)} people: a cohort has two or more")
+        self.people = nn.functional.normalize(people, dim=1)
+
+    def score(self, one: Tensor, other: Tensor) -> float:
+        """Of two embeddings [D]; SILENT_SCORE where the second is of nothing."""
+        if not other.any():
+            return SILENT_SCORE
+        pair = nn.functional.normalize(torch.stack([one, other]), dim=1)
+        nearest = (pair @ self.people.T).sort(dim=1).values[:, -NEAREST:]
+        normalized = (pair[0] @ pair[1] - nearest.mean(1)) / nearest.std(1).clamp_min(1e-3)
+        return float(normalized.mean())
 
 
 @dataclass(frozen=True)
 class Calibration:
     """A logistic regression: weights of Evidence.vector() and an offset, fitted on `examples` stretches of at
     most 12 s, half of them without the voice that was asked for, whose area under the ROC curve is `auc` and
-    whose share of right answers at 0.5 is `accuracy` (of recordings that were not fitted)."""
+    whose share of right answers at 0.5 is `accuracy` (of recordings that were not fitted). With a `cohort`,
+    embeddings [N, D], the similarities are normalised by it."""
 
     weights: tuple[float, float, float]
     offset: float
     examples: int
     auc: float
     accuracy: float
+    cohort: Tensor | None = field(default=None, compare=False)
 
     def probability(self, evidence: Evidence) -> float:
-        logit = float(np.dot(self.weights, evidence.vector())) + self.offset
+        vector = evidence.vector(self.cohort is not None)
+        logit = float(np.dot(self.weights, vector)) + self.offset
         return float(1 / (1 + np.exp(-logit)))
 
     def content(self) -> dict[str, Any]:
-        return {**asdict(self), "weights": list(self.weights)}
+        cohort = {} if self.cohort is None else {"cohort": self.cohort}
+        return {name: getattr(self, name) for name in NUMBERS} | {"weights": list(self.weights), **cohort}
 
     @classmethod
     def from_content(cls, tree: dict[str, Any] | None, where: str) -> Calibration:
@@ -68,10 +108,12 @@ class Calibration:
                 f"python calibrate.py {where} --data STORE does it"
             )
         try:
-            found = cls(**{field.name: tree[field.name] for field in fields(cls)})
-            if len(found.weights) != len(INPUTS):
-                raise ValueError(f"{len(found.weights)} weights")
-            return cls(tuple(map(float, found.weights)), *list(asdict(found).values())[1:])  # type: ignore[arg-type]
+            numbers = {name: tree[name] for name in NUMBERS}
+            cohort = tree.get("cohort")  # a list, where it comes from a graph's notes
+            if cohort is not None and (cohort := torch.as_tensor(cohort).float()).ndim != 2:
+                raise ValueError(f"a cohort {tuple(cohort.shape)}")
+            first, second, third = map(float, tree["weights"])
+            return cls((first, second, third), **numbers, cohort=cohort)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where}: its calibration is damaged ({type(error).__name__})") from error
 
@@ -79,11 +121,12 @@ class Calibration:
 class Listener:
     """Collects the evidence of a recording: estimate and mixture, of which a few numbers a piece are kept."""
 
-    def __init__(self, separator: Separator, embedding: Tensor) -> None:
+    def __init__(self, separator: Separator, embedding: Tensor, cohort: Tensor | None = None) -> None:
         if separator.embedder is None:
             raise ValueError("a network without a reference asks for nobody")
         self.separator, self.embedder = separator, separator.embedder
         self.asked = embedding.reshape(-1)
+        self.cohort = None if cohort is None else Cohort(cohort.to(self.asked))
         self.voices: list[Tensor] = []  # of estimate and residual, seconds times embedding [2, D]
         self.powers: list[np.ndarray] = []  # of estimate and mixture [2]
         self.held = np.zeros((2, 0), np.float32)
@@ -111,7 +154,11 @@ class Listener:
         similar = nn.functional.cosine_similarity(self.asked, found, dim=1).tolist()
         estimate, mixture = np.sum(self.powers[pieces] or [np.zeros(2)], axis=0)
         level = 10 * np.log10((estimate + 1e-12) / (mixture + 1e-12)) if mixture else FAINT_DB
-        return Evidence(similar[0], similar[1], float(np.clip(level, FAINT_DB, 0.0)))
+        score, residual_score = (
+            self.cohort.score(self.asked, voice) if self.cohort else 0.0 for voice in found
+        )
+        level_db = float(np.clip(level, FAINT_DB, 0.0))
+        return Evidence(similar[0], similar[1], level_db, score, residual_score)
 
     @torch.inference_mode()
     def _hear(self, estimate: np.ndarray, mixture: np.ndarray) -> None:
@@ -129,9 +176,13 @@ class Listener:
 
 
 def fit(
-    present: Sequence[Sequence[Evidence]], absent: Sequence[Sequence[Evidence]], folds: int = 5
+    present: Sequence[Sequence[Evidence]],
+    absent: Sequence[Sequence[Evidence]],
+    cohort: Tensor | None = None,
+    folds: int = 5,
 ) -> Calibration:
-    """The calibration by recordings with and without the voice, of each the evidence of its stretches.
+    """The calibration by recordings with and without the voice, of each the evidence of its stretches, heard
+    with the `cohort`.
 
     What is said of its quality is of recordings in the other folds. Raises ValueError for fewer than `folds`
     recordings of either.
@@ -141,7 +192,8 @@ def fit(
             f"{len(present)} with and {len(absent)} without the voice: {folds} of each are needed"
         )
     recordings = [*present, *absent]
-    inputs = np.array([evidence.vector() for stretches in recordings for evidence in stretches])
+    normalized = cohort is not None
+    inputs = np.array([evidence.vector(normalized) for stretches in recordings for evidence in stretches])
     labels = np.repeat(
         [*np.ones(len(present)), *np.zeros(len(absent))], [len(stretches) for stretches in recordings]
     )
@@ -156,7 +208,7 @@ def fit(
     right = ((held_out > 0) == (labels == 1)).mean()
     weights = _regression(inputs, labels)
     a, b, c = weights[:-1].tolist()
-    return Calibration((a, b, c), float(weights[-1]), len(labels), float(above), float(right))
+    return Calibration((a, b, c), float(weights[-1]), len(labels), float(above), float(right), cohort)
 
 
 def _regression(inputs: np.ndarray, labels: np.ndarray, ridge: float = 1.0, steps: int = 50) -> np.ndarray:

@@ -89,7 +89,7 @@ def separate_recording(
     report = Report(name or str(mixture), str(output), reader.rate, channels)
     listener = None
     if wishes.calibration is not None and embedding is not None:
-        listener = Listener(separator, embedding)
+        listener = Listener(separator, embedding, wishes.calibration.cohort)
 
     def go_on() -> None:
         if stopping is not None and stopping.is_set():

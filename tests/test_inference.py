@@ -26,9 +26,11 @@ import generator
 import inference
 from config.load import load_config
 from model.dvector import DVector
+from model.exported import export_separator, exported_separator
 from model.jobs import Finished, Job, folder_jobs, listed_jobs, run_jobs
+from model.onnx_network import OnnxGraph
 from model.pcm import stream_pcm
-from model.presence import JUDGED_PIECES, Calibration, Evidence, Listener, fit
+from model.presence import JUDGED_PIECES, NEAREST, Calibration, Cohort, Evidence, Listener, fit
 from model.recording import Wishes, residual_path, separate_recording
 from model.separator import Separator
 from tests.conftest import TINY, tone_voice
@@ -542,6 +544,50 @@ def test_evidence_is_the_similarity_of_estimate_and_residual() -> None:
     assert (nothing.similarity, nothing.level_db) == (0.0, -40.0)
 
 
+def test_similarities_are_normalised_by_the_nearest_of_a_cohort() -> None:
+    random = np.random.default_rng(0)
+    people, one, other = random.normal(size=(80, 16)), random.normal(size=16), random.normal(size=16)
+
+    def similar(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        found: np.ndarray = b @ a / np.linalg.norm(a) / np.linalg.norm(b, axis=-1)
+        return found
+
+    expected = 0.0
+    for voice in (one, other):
+        nearest = np.sort(similar(voice, people))[-NEAREST:]
+        expected += 0.5 * (similar(one, other) - nearest.mean()) / nearest.std(ddof=1)
+    cohort = Cohort(torch.from_numpy(people))
+    found = cohort.score(torch.from_numpy(one), torch.from_numpy(other))
+    assert found == pytest.approx(expected, abs=1e-6) and NEAREST < 80
+    assert cohort.score(torch.from_numpy(one), torch.zeros(16).double()) == -5.0
+    with pytest.raises(ValueError, match="1 people: a cohort has two or more"):
+        Cohort(torch.ones(1, 16))
+
+
+def test_a_calibration_by_scores_keeps_its_cohort(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    present, absent = (
+        [[Evidence(0.5, 0.5, -5.0, *random.normal([mean, 0.0], 1.0))] for _ in range(100)] for mean in (3, 0)
+    )
+    assert fit(present, absent).auc < 0.6
+    calibration = fit(present, absent, torch.randn(20, 256))
+    assert calibration.auc > 0.95 and calibration.weights[0] > 0
+    separator = separator_of()
+    separator.presence = calibration.content()
+    save_weights(tmp_path / "x.safetensors", separator.content(), 16)
+    (graph, *_) = export_separator(separator, tmp_path)
+    for presence in (
+        load_checkpoint(tmp_path / "x.safetensors")["presence"],
+        exported_separator(graph, OnnxGraph.load(graph)).presence,
+    ):
+        again = Calibration.from_content(presence, "x")
+        assert again == calibration and again.cohort is not None and calibration.cohort is not None
+        torch.testing.assert_close(again.cohort, calibration.cohort, rtol=1e-2, atol=1e-3)
+    for damaged in (torch.ones(3), "people"):
+        with pytest.raises(UserError, match="damaged"):
+            Calibration.from_content(calibration.content() | {"cohort": damaged}, "x")
+
+
 def test_a_voice_in_a_part_of_a_recording_is_found_there_whatever_the_blocks() -> None:
     separator = separator_of()
     voice, other = tone_voice(0, 8.0, 0), tone_voice(4, 24.0, 0)
@@ -677,9 +723,18 @@ def test_an_exchanged_embedder_is_no_reason_to_keep_results(
         assert code == 0 and words in out.replace("1 of 1 ", "1 "), out
 
 
+@pytest.mark.parametrize("cohort", [False, True])
 def test_calibrated_presence_decides_what_is_written(
-    run: Runner, corpus_folder: Path, embedder_file: Path, tmp_path: Path, voices: Path
+    run: Runner,
+    corpus_folder: Path,
+    embedder_file: Path,
+    tmp_path: Path,
+    voices: Path,
+    cohort: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if cohort:
+        monkeypatch.setattr(calibrate, "LEAST_COHORT", 2)
     options = [o.replace("examples: 6, speakers: 0.25}", "examples: 12, speakers: 0.4}") for o in TINY[:7]]
     store = ["-d", str(corpus_folder), "-o", str(tmp_path / "store"), "-p", "1", "-e", str(embedder_file)]
     assert generator.main([*store, *options]) == 0
@@ -687,6 +742,7 @@ def test_calibrated_presence_decides_what_is_written(
     save_checkpoint(path, separator_of().content())
     code, out, _ = run(calibrate.main, path, "--data", tmp_path / "store")
     assert code == 0 and "mixtures with the voice and of" in out
+    assert ("; no cohort)" in out) != cohort and ("a cohort of" in out) == cohort
     given = ["--checkpoint_path", path, "-m", voices / "mixed.wav", "-r", voices / "reference.wav"]
     given += ["-o", voices / "out", "--presence", "--report", "--keep", "residual"]
     mixture = read(voices / "mixed.wav")
@@ -705,6 +761,8 @@ def test_calibrated_presence_decides_what_is_written(
         if expected is not None:
             np.testing.assert_array_equal(estimate, expected)
     assert read_audio(voices / "out/estimate.wav")[1] == 16000
+    code, out, err = run(inference.main, *given, "-e", embedder_file)
+    assert (code, "knows other people's voices" in err) == ((2, True) if cohort else (0, False)), err
 
 
 # ---------------------------------------------------------------- nothing is overwritten
