@@ -46,6 +46,8 @@ class Rows:
         full, and UserError where there is no folder to write in."""
         rows = values.detach().float().transpose(0, 1).contiguous().cpu().numpy()
         with _naming_the_folder():
+            if start * self.size > MEMORY_BYTES:  # from the end on: all that is before it would be filled up
+                self.file.rollover()
             self.file.seek(start * self.size)
             self.file.write(rows.tobytes())
         self.count = max(self.count, start + len(rows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+import tracemalloc
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -21,6 +22,7 @@ from config.load import load_config
 from model import long_recurrence, recording, separator
 from model.dvector import DVector
 from model.exported import export_separator, exported_separator, quantize
+from model.long_recurrence import Rows
 from model.onnx_network import OnnxGraph
 from model.recording import Wishes, separate_recording
 from model.separator import Separator
@@ -95,6 +97,18 @@ def test_a_recurrent_network_hears_long_mixtures_as_in_one_piece(
     expected = in_one_piece(system, mixture, vectors)
     loudest = max(1.0, float(np.abs(expected).max()))  # a complex mask amplifies, and its rounding with it
     np.testing.assert_allclose(found, expected, atol=1e-5 * loudest)
+
+
+def test_what_is_written_from_the_end_on_waits_in_a_file() -> None:
+    with Rows(1, 1000) as rows:
+        tracemalloc.start()
+        for start in (50_000, 25_000, 0):  # 200 MB further on
+            rows.write(start, torch.full((1, 2, 1000), float(start)))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1e6
+        for start in (0, 25_000, 50_000):
+            assert rows.read(start, start + 2).unique().tolist() == [start]
 
 
 BANDS = {"kind": "band_split", "dim": 6, "lstm_dim": 5, "blocks": 3, "level_frames": 9}
