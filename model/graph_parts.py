@@ -217,9 +217,8 @@ class _Scissors:
         taken, given = ([_value(name) for name in names] for names in (["x", "hidden", "cell"], outputs))
         graph = helper.make_graph([one], "direction", taken, given, weights)
         versions = {"opset_imports": self.model.opset_import, "ir_version": self.model.ir_version}
-        axis = (
-            2 if node.op_type == "LSTM" else 1
-        )  # weights [directions, 4H, W], of 8 bits [directions, W, 4H]
+        # weights [directions, 4H, W], of 8 bits [directions, W, 4H]
+        axis = 2 if node.op_type == "LSTM" else 1
         width = int(self._weights[node.input[1]].dims[axis])
         piece = self._piece(helper.make_model(graph, **versions))
         return GraphDirection(piece, width, attributes["hidden_size"].i)
