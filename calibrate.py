@@ -4,16 +4,17 @@
 
 Every mixture of the store's validation split is separated twice: with its own reference, and with that of
 somebody who is not in it. What then tells the two apart is kept in the checkpoint, with the embeddings of the
-people in the training split, by whom similarities are normalised.
+people in the training split, by whom similarities are normalised, where their recordings are still there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from config.load import argument_parser, parse_arguments, run_script
 from datasets.corpus import Utterance
@@ -66,24 +67,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def cohort_of(separator: Separator, store: Store) -> Tensor | None:
-    """Embeddings [N, D] of the people of the store's training split, one utterance of each, of COHORT of them
-    where there are more; None where there are fewer than LEAST_COHORT."""
+    """Embeddings [N, D] of unit length of the people of the store's training split, one utterance of each, of
+    COHORT of them where there are more; None where there are fewer than LEAST_COHORT whose recordings are
+    still there."""
     assert separator.embedder is not None
     people = store.report["splits"].get("train", {}).get("speakers", [])
     longest: dict[str, Utterance] = {}
     for utterance in store.recordings.get("speech", []):
-        known = longest.get(utterance.speaker)
-        if known is None or utterance.frames / utterance.rate > known.frames / known.rate:
+        other = longest.get(utterance.speaker)
+        if other is None or utterance.seconds > other.seconds:
             longest[utterance.speaker] = utterance
-    chosen = [longest[name] for name in people if name in longest]
+    known = [longest[name] for name in people if name in longest]
+    chosen = [one for one in known if Path(one.path).is_file()]
+    if len(chosen) < len(known):
+        print(f"NOTE: of {len(known)} training speakers' recordings {len(known) - len(chosen)} are gone")
     if len(chosen) < LEAST_COHORT:
         return None
     rows = np.unique(np.linspace(0, len(chosen) - 1, COHORT).round().astype(int))
-    clips = [
-        Clip(one.id, ((0, min(one.frames, round(COHORT_SECONDS * one.rate))),), digest=one.digest)
-        for one in (chosen[row] for row in rows)
-    ]
-    return torch.from_numpy(reference_embeddings(store.folder, store.utterances, clips, separator.embedder))
+    clips = []
+    for one in (chosen[row] for row in rows):
+        start = one.active[0][0] if one.active else 0
+        length = min(one.frames - start, round(COHORT_SECONDS * one.rate))
+        clips.append(Clip(one.id, ((start, length),), digest=one.digest))
+    found = reference_embeddings(store.folder, store.utterances, clips, separator.embedder)
+    return nn.functional.normalize(torch.from_numpy(found), dim=1)
 
 
 def collect(

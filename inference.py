@@ -169,13 +169,9 @@ def _wishes(options: argparse.Namespace, separator: Separator, path: Path) -> Wi
             raise UserError(f"{path}: asks for nobody, so nobody can be present or absent")
         if options.mask != "org":
             raise UserError(f"--presence: listens to the voice itself, not to --mask {options.mask}")
+        if options.embedder_path and separator.presence is None:
+            raise UserError(f"--presence: {path} was not calibrated with the embedder of -e")
         calibration = Calibration.from_content(separator.presence, str(path))
-        if options.embedder_path and calibration.cohort is not None:
-            raise UserError(
-                f"--presence: {path} knows other people's voices by its own embedder, not by that of -e"
-            )
-        if options.embedder_path:
-            print(f"WARNING: the calibration is of the embedder of {path}, not of -e", file=sys.stderr)
     return Wishes(
         options.strength,
         options.mono,

@@ -120,4 +120,5 @@ def replace_embedder(separator: Separator, embedder: Embedder, path: Path, name:
         raise UserError(f"{name}: gives {embedder.dim} values, {separator.embedder.dim} are needed")
     if not embedder.equals(separator.embedder):
         print(f"WARNING: {name} is not the embedder that {path} was trained with", file=sys.stderr)
+        separator.presence = None  # which was calibrated with the other one
     separator.embedder = embedder

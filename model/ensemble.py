@@ -18,7 +18,8 @@ class Ensemble(MaskNetwork):
     As every mask multiplies the same spectrum, this is the mean of their estimates: what they have in common
     stays, and where they err each in its own way the errors become smaller. Trained members may be joined
     (`convert.py --ensemble`), or learn together by the loss of the mean. Raises ValueError for fewer than
-    two, and for members of another number of bins, planes or dimensions of the embedding.
+    two, for an ensemble among them, and for members of another number of bins, planes or dimensions of the
+    embedding.
     """
 
     def __init__(self, bins: int, embedding_dim: int, members: Sequence[MaskNetwork], **options: Any) -> None:
@@ -27,6 +28,8 @@ class Ensemble(MaskNetwork):
             raise ValueError(f"{len(members)} members: an ensemble has two or more")
         own = (bins, self.planes, embedding_dim)
         for index, member in enumerate(members):
+            if isinstance(member, Ensemble):  # whose members would count for less, or for more
+                raise ValueError(f"member {index} is an ensemble: take its members")
             if (found := (member.bins, member.planes, member.embedding_dim)) != own:
                 raise ValueError(f"member {index}: bins, planes and embedding are {found}, expected {own}")
         self.members = nn.ModuleList(members)

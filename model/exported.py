@@ -6,9 +6,9 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any
 
 import torch
@@ -206,6 +206,10 @@ class ExportedMask(MaskNetwork):
         return self.graph.run_named(inputs)[0]
 
 
+_CUTTING = Lock()
+"""Several recordings may go through one graph at the same time: it is cut once."""
+
+
 class ExportedLayers(ExportedMask):
     """A network of bidirectional LSTMs, or several, as a graph, which long recordings go through layer by
     layer unless somebody, or an older export.py, has made it in another way."""
@@ -213,12 +217,19 @@ class ExportedLayers(ExportedMask):
     def __init__(self, graph: OnnxGraph, like: MaskNetwork) -> None:
         super().__init__(graph, like)
         self._like = like.layered
+        self._pieces: list[LayeredMask] | None = None
 
-    @cached_property
+    @property
     def layered(self) -> list[LayeredMask]:
-        like, self._like = self._like, []  # whose weights nobody needs
+        with _CUTTING:
+            if self._pieces is None:
+                self._pieces = self._cut()
+                self._like = []  # whose weights nobody needs any more
+            return self._pieces
+
+    def _cut(self) -> list[LayeredMask]:
         try:
-            return [*cut(self.graph, like)]
+            return [*cut(self.graph, self._like)]
         except (UserError, ValueError, KeyError, IndexError) as error:
             tqdm.write(  # which leaves progress bars whole
                 f"NOTE: this graph cannot be cut ({error}): long recordings go through it in chunks, "

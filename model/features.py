@@ -177,7 +177,11 @@ def is_readable(path: Path) -> bool:
 
 def _read_reference(utterance: Utterance, clip: Clip, embedder: Embedder) -> np.ndarray:
     check = "quick" if clip.digest.startswith("~") else "full"
-    if clip.digest and digest_of(utterance.path, check) != clip.digest:
+    try:
+        changed = bool(clip.digest) and digest_of(utterance.path, check) != clip.digest
+    except OSError as error:
+        raise UserError(f"{utterance.path}: cannot be read ({error.strerror})") from error
+    if changed:
         raise UserError(f"{utterance.path}: has changed since it was indexed; make another store")
     samples = read_clip(clip, utterance, embedder.sample_rate)
     if active_seconds(samples, embedder.sample_rate) == 0:

@@ -110,8 +110,10 @@ class Calibration:
         try:
             numbers = {name: tree[name] for name in NUMBERS}
             cohort = tree.get("cohort")  # a list, where it comes from a graph's notes
-            if cohort is not None and (cohort := torch.as_tensor(cohort).float()).ndim != 2:
-                raise ValueError(f"a cohort {tuple(cohort.shape)}")
+            if cohort is not None:
+                cohort = torch.as_tensor(cohort).float()
+                if cohort.ndim != 2 or len(cohort) < 2 or not cohort.isfinite().all():
+                    raise ValueError(f"a cohort {tuple(cohort.shape)}")
             first, second, third = map(float, tree["weights"])
             return cls((first, second, third), **numbers, cohort=cohort)
         except (KeyError, TypeError, ValueError) as error:

@@ -45,7 +45,8 @@ class Wishes:
 class Report:
     """Of one recording: `rate` in Hz, its length, levels in dB re full scale of the mixture and of what is
     written as its estimate, the share of the mixture's samples that are clipped, and what was heard of the
-    voice (None: it was not asked), most clearly `heard_at` seconds."""
+    voice (None: it was not asked), most clearly `heard_at` seconds; `score` is the normalised similarity of
+    model.presence.Evidence (None: without a cohort)."""
 
     mixture: str
     output: str
@@ -59,6 +60,7 @@ class Report:
     present: bool | None = None
     similarity: float | None = None
     residual_similarity: float | None = None
+    score: float | None = None
     heard_at: float | None = None
     written: str = "estimate"
     files: list[str] = field(default_factory=list)
@@ -146,6 +148,7 @@ def _judge(report: Report, listener: Listener, wishes: Wishes) -> None:
     report.present = report.presence >= wishes.threshold
     report.similarity = evidence.similarity
     report.residual_similarity = evidence.residual_similarity
+    report.score = evidence.score if wishes.calibration.cohort is not None else None
 
 
 def separated(

@@ -76,9 +76,10 @@ def describe(path: Path, report: Report) -> str:
     text = f"{path}: mixture {report.mixture_db:.1f} dBFS, estimate {report.estimate_db:.1f} dBFS"
     if report.presence is not None:
         verdict = "is present" if report.present else "is not present"
+        score = "" if report.score is None else f"; normalised, estimate {report.score:.1f}"
         text += (
             f"\nthe voice {verdict}: probability {report.presence:.2f} (similarity to the reference: "
-            f"estimate {report.similarity:.2f}, residual {report.residual_similarity:.2f}; from "
+            f"estimate {report.similarity:.2f}, residual {report.residual_similarity:.2f}{score}; from "
             f"{report.heard_at:.0f} s on)"
         )
     if report.mixture_db <= SILENCE_DB:

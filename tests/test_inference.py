@@ -583,7 +583,7 @@ def test_a_calibration_by_scores_keeps_its_cohort(tmp_path: Path) -> None:
         again = Calibration.from_content(presence, "x")
         assert again == calibration and again.cohort is not None and calibration.cohort is not None
         torch.testing.assert_close(again.cohort, calibration.cohort, rtol=1e-2, atol=1e-3)
-    for damaged in (torch.ones(3), "people"):
+    for damaged in (torch.ones(3), torch.ones(1, 256), torch.full((9, 256), torch.nan), "people"):
         with pytest.raises(UserError, match="damaged"):
             Calibration.from_content(calibration.content() | {"cohort": damaged}, "x")
 
@@ -736,7 +736,8 @@ def test_calibrated_presence_decides_what_is_written(
     if cohort:
         monkeypatch.setattr(calibrate, "LEAST_COHORT", 2)
     options = [o.replace("examples: 6, speakers: 0.25}", "examples: 12, speakers: 0.4}") for o in TINY[:7]]
-    store = ["-d", str(corpus_folder), "-o", str(tmp_path / "store"), "-p", "1", "-e", str(embedder_file)]
+    corpus = shutil.copytree(corpus_folder, tmp_path / "corpus")
+    store = ["-d", str(corpus), "-o", str(tmp_path / "store"), "-p", "1", "-e", str(embedder_file)]
     assert generator.main([*store, *options]) == 0
     path = tmp_path / "c.pt"
     save_checkpoint(path, separator_of().content())
@@ -755,6 +756,7 @@ def test_calibrated_presence_decides_what_is_written(
         assert code == 0 and ("is present" in out) == (threshold == 0)
         report = json.loads((voices / "out/report.json").read_text())["recordings"][0]
         assert report["present"] == (threshold == 0) and 0 <= report["presence"] <= 1
+        assert ("score" in report) == cohort == ("; normalised, estimate" in out)
         assert report["written"] == (absent if threshold else "estimate")
         estimate = read(voices / "out/estimate.wav")
         np.testing.assert_allclose(estimate + read(voices / "out/residual.wav"), mixture, atol=1e-6)
@@ -762,7 +764,19 @@ def test_calibrated_presence_decides_what_is_written(
             np.testing.assert_array_equal(estimate, expected)
     assert read_audio(voices / "out/estimate.wav")[1] == 16000
     code, out, err = run(inference.main, *given, "-e", embedder_file)
-    assert (code, "knows other people's voices" in err) == ((2, True) if cohort else (0, False)), err
+    assert code == 2 and "c.pt was not calibrated with the embedder of -e" in err
+    code, out, err = run(inference.main, *given, "-e", path)  # the same one
+    assert code == 0 and "the voice is" in out, err
+    if cohort:
+        # nobody of the training split is there any more: what was stored does
+        people = json.loads((tmp_path / "store/store.json").read_text())["splits"]["train"]["speakers"]
+        for person in people:
+            for folder in (tmp_path / "corpus").rglob(person):
+                shutil.rmtree(folder)
+        code, out, _ = run(calibrate.main, path, "--data", tmp_path / "store")
+        count = len(people)
+        assert code == 0 and f"of {count} training speakers' recordings {count} are gone" in out
+        assert "; no cohort)" in out
 
 
 # ---------------------------------------------------------------- nothing is overwritten

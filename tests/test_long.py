@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -19,9 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from config.load import load_config
-from model import long_recurrence, recording, separator
+from model import exported, long_recurrence, recording, separator
 from model.dvector import DVector
 from model.exported import export_separator, exported_separator, quantize
+from model.graph_parts import cut
 from model.long_recurrence import Rows
 from model.onnx_network import OnnxGraph
 from model.recording import Wishes, separate_recording
@@ -192,6 +195,22 @@ def test_its_graph_does_too(tmp_path: Path, network: dict[str, Any], small: bool
     assert error < (1e-2 if small else 1e-9)
     if not small:
         np.testing.assert_allclose(found, system.separate_channels(mixture, vectors), atol=1e-5)
+
+
+def test_recordings_at_the_same_time_share_one_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = export_separator(separator_of({"kind": "film_blstm", "front_dim": 8, "lstm_dim": 8}), tmp_path)[0]
+    network = exported_separator(path, OnnxGraph.load(path)).network
+    cuts: list[Any] = []
+
+    def slowly(*given: Any) -> Any:
+        time.sleep(0.2)
+        cuts.append(given)
+        return cut(*given)
+
+    monkeypatch.setattr(exported, "cut", slowly)
+    with ThreadPoolExecutor(3) as threads:
+        found = [len(one) for one in threads.map(lambda _: network.layered, range(3))]
+    assert found == [1, 1, 1] and len(cuts) == 1
 
 
 def test_a_graph_that_somebody_changed_takes_chunks_and_says_so(

@@ -328,6 +328,8 @@ def test_an_ensemble_answers_the_mean_of_its_members() -> None:
     first, second = (member(mixture, embedding) for member in network.members)  # type: ignore[union-attr]
     assert not torch.allclose(first, second)
     torch.testing.assert_close(network(mixture, embedding), (first + second) / 2)
+    with pytest.raises(ValueError, match="member 1 is an ensemble: take its members"):
+        Ensemble(network.bins, network.embedding_dim, [network.parts[0], network])
     with pytest.raises(ValueError, match="1 members: an ensemble has two or more"):
         Ensemble(BINS, DIM, [network_of("film_blstm")])
     with pytest.raises(ValueError, match="member 1: bins, planes and embedding are"):
