@@ -46,7 +46,8 @@ def stages_of(networks: list[LayeredMask]) -> list[Stages]:
 
 
 class Marked(nn.Module):
-    """A network, which also gives what its graph is cut at: (mask, *stages of every member)."""
+    """A network that is `layered`, which also gives what its graph is cut at: mixture [B, T, F(, 2)] and
+    embedding [B, D] -> (mask [B, T, F(, 2)], *stages of every member)."""
 
     def __init__(self, network: MaskNetwork) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator
 from typing import Literal, TypeVar
 
@@ -178,12 +179,14 @@ class LayeredMask(MaskNetwork):
 
     def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
         """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)]."""
-        *_, mask = self.stages(mixture, self.condition(embedding, len(mixture)))
+        stages = self.stages(mixture, self.condition(embedding, len(mixture)))
+        mask = deque(stages, maxlen=1).pop()  # the last one; those before it are not kept
         return mask[:, : mixture.shape[1]]
 
     def stages(self, mixture: Tensor, embedding: Tensor | None) -> Iterator[Tensor]:
-        """The levelled mixture, the features before and behind every LSTM, and the mask with the frames that
-        fill up its last step."""
+        """Mixture [B, T, F(, 2)] and embedding [B, D] (None: the network has none) -> the levelled mixture,
+        the features [B, S, W] before and behind every LSTM, and the mask with the frames that fill up its
+        last step [B, S*stack, F(, 2)]. Raises ValueError for another shape."""
         levelled = self.levelled(mixture, self.level_frames)
         yield levelled
         yield (x := self.enter(levelled))
