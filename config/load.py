@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import faulthandler
 import os
 import re
 import signal
@@ -282,6 +283,11 @@ def run_script(main: Callable[[], int | None]) -> None:
     A full disk counts as one; an interruption ends with 130 (Ctrl-C) or 143 (SIGTERM); our own bugs keep
     their traceback (1).
     """
+    # it also gives signals a stack of their own: oneDNN's matrix products (an LSTM's backward pass on a CPU
+    # with AVX-512) point the stack's register into the heap, where the frame of a signal would overwrite
+    # what lies there (https://github.com/uxlfoundation/oneDNN/issues/4845)
+    if sys.__stderr__ is not None and not faulthandler.is_enabled():
+        faulthandler.enable(sys.__stderr__)
     signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):  # names of files may be no text
         if isinstance(stream, TextIOWrapper):
