@@ -16,7 +16,6 @@ demo: $(VENV)/.runtime ## train, score and separate on real speech (CORPUS=/path
 	@$(RUN) -m scripts.demo $(if $(CORPUS),--corpus "$(CORPUS)")
 
 weights: $(VENV)/.runtime ## train the weights that are shipped (CORPUS=/path/to/train-clean-100 [OTHERS=/other/voices])
-	$(RUN) -m pip install --disable-pip-version-check -q phonemizer-fork espeakng-loader
 	@$(RUN) -m scripts.weights --corpus "$(CORPUS)" $(if $(OTHERS),--others "$(OTHERS)")
 
 test: lint types ## lint, types and all tests

@@ -23,7 +23,8 @@ from datasets.recipe import Clip
 from datasets.store import Store
 from model.features import reference_embeddings
 from model.presence import Evidence, Listener, fit
-from model.separator import Separator, checkpoint_of
+from model.separator import Separator
+from model.shipped import checkpoint_of
 from utils.checkpoint import load_checkpoint, save_again
 from utils.device import choose_device
 from utils.errors import UserError

@@ -34,7 +34,8 @@ from model.foreign import load_embedder
 from model.masks import add_mask_options, chosen_masking
 from model.recognition import require_recognizer
 from model.row_scores import METRICS, SCORES
-from model.separator import Separator, checkpoint_of
+from model.separator import Separator
+from model.shipped import checkpoint_of
 from model.test_set import MIXTURE, System, TestSet, Wanted, result_name
 from utils import distributed
 from utils.audio import write_audio

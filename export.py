@@ -23,7 +23,6 @@ from torch import Tensor
 from config.load import argument_parser, parse_arguments, run_script
 from datasets.dataset import different_references
 from datasets.store import Store
-from model.choice import DEFAULT, shipped_weights
 from model.exported import (
     EMBEDDER,
     SEPARATOR,
@@ -37,7 +36,8 @@ from model.features import reference_embeddings
 from model.lite import Lite
 from model.onnx_network import OnnxGraph
 from model.scoring import score_outputs
-from model.separator import CHUNK_SECONDS, Separator, checkpoint_of
+from model.separator import CHUNK_SECONDS, Separator
+from model.shipped import DEFAULT, checkpoint_of, shipped_weights
 from utils.errors import UserError
 from utils.files import atomic_file, require_writable
 

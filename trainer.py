@@ -21,7 +21,7 @@ from config.schema import Config
 from model.build_task import build_task, with_sources
 from model.failure import too_large
 from model.seeds import report_seeds
-from model.separator import RUNS, checkpoint_of
+from model.shipped import RUNS, checkpoint_of
 from model.training_run import Run
 from utils import distributed
 from utils.device import choose_device, is_out_of_memory, keep_memory

@@ -283,9 +283,10 @@ def run_script(main: Callable[[], int | None]) -> None:
     A full disk counts as one; an interruption ends with 130 (Ctrl-C) or 143 (SIGTERM); our own bugs keep
     their traceback (1).
     """
-    # it also gives signals a stack of their own: oneDNN's matrix products (an LSTM's backward pass on a CPU
-    # with AVX-512) point the stack's register into the heap, where the frame of a signal would overwrite
-    # what lies there (https://github.com/uxlfoundation/oneDNN/issues/4845)
+    # besides traces of crashes this gives the signals of this thread, the main one, which gets those for the
+    # process, a stack of their own: oneDNN's matrix products (in an LSTM's backward pass on a CPU, say) point
+    # the stack pointer into the heap, where the frame of a signal's handler would overwrite what lies there
+    # (https://github.com/uxlfoundation/oneDNN/issues/4845)
     if sys.__stderr__ is not None and not faulthandler.is_enabled():
         faulthandler.enable(sys.__stderr__)
     signal.signal(signal.SIGTERM, _terminate)

@@ -13,17 +13,10 @@ from model.foreign import load_embedder
 from model.foreign_separators import foreign_from_content, is_foreign, read_foreign
 from model.foreign_settings import Settings, settings_file
 from model.onnx_network import OnnxGraph
-from model.separator import FORMAT, RUNS, SHIPPED, Separator, checkpoint_of
+from model.separator import FORMAT, Separator
+from model.shipped import DEFAULT, RUNS, STREAMING, checkpoint_of, shipped_weights
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
-
-DEFAULT, STREAMING = "voicefilter", "lite"
-"""Of the weights that come with this project: for recordings, and for sound that is still to come."""
-
-
-def shipped_weights(name: str = DEFAULT) -> Path:
-    """The file of weights that come with this project, whatever a run is called."""
-    return SHIPPED / f"{name}.safetensors"
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from model.recognition import CONDITIONS, word_error_rate, word_errors
-from model.row_scores import CLEAN, METRICS, NOT_FINITE, OF_CLEAN, OUTPUT_ONLY, SILENCED_DB, Metric
+from model.row_scores import CLEAN, METRICS, NOT_FINITE, OF_CLEAN, OUTPUT_ONLY, SILENCED_DB, WHOLE_DB, Metric
 from model.test_set import System, TestSet, Wanted, heard_key
 from utils.metrics import SILENCE_DB, accepted_share, bootstrap_interval, sign_flip_p
 from utils.verification import FEWEST_SPEAKERS, equal_error_rate, error_rates
@@ -51,7 +51,9 @@ def summarize_rows(data: TestSet, before: System, after: System, wanted: Wanted)
         summary["accepted_share"] = accepted_share(second - first)
         silent = (first == SILENCE_DB) | (second == SILENCE_DB)
         summary["silent"] = int(silent.sum())
+        summary["worse_share"] = float((second < first).mean())
         summary["by_sex"] = _by_sex(data, mixtures, second - first)
+        summary["by_person"] = _by_person(owners, mixtures, second - first)
     absent = np.flatnonzero(role == "absent")
     fall = values(after, "level", absent) - values(before, "level", absent)
     if np.isfinite(fall).any():
@@ -62,6 +64,8 @@ def summarize_rows(data: TestSet, before: System, after: System, wanted: Wanted)
         known = np.isfinite(clean)
         if known.any():
             summary |= spread(f"{name}_{CLEAN}", clean[known], [owners[row] for row in mixtures[known]])
+            summary[f"{name}_{CLEAN}_min"] = float(clean[known].min())
+            summary[f"{name}_{CLEAN}_whole_share"] = float((clean[known] >= WHOLE_DB).mean())
     if "similarity" in wanted.metrics:
         summary |= _voices(before, after, mixtures, absent)
     if wanted.recognizer:
@@ -102,6 +106,18 @@ def _by_sex(data: TestSet, rows: np.ndarray, gains: np.ndarray) -> dict[str, dic
         if pair := sex_pair(data, int(row)):
             groups.setdefault(pair, []).append(gain)
     return {pair: {"n": len(found), "mean": float(np.mean(found))} for pair, found in sorted(groups.items())}
+
+
+def _by_person(owners: Sequence[str], rows: np.ndarray, gains: np.ndarray) -> dict[str, dict[str, float]]:
+    """SI-SDR improvement of everybody who is asked for, beginning with who has the least."""
+    groups: dict[str, list[float]] = {}
+    for row, gain in zip(rows, gains, strict=True):
+        groups.setdefault(owners[row], []).append(gain)
+    found = {
+        person: {"n": len(g), "mean": float(np.mean(g)), "accepted_share": accepted_share(np.array(g))}
+        for person, g in groups.items()
+    }
+    return dict(sorted(found.items(), key=lambda pair: pair[1]["mean"]))
 
 
 def sex_pair(data: TestSet, row: int) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from model.row_scores import METRICS, SILENCED_DB
+from model.row_scores import METRICS, SILENCED_DB, WHOLE_DB
 from utils.metrics import SILENCE_DB
 from utils.verification import FEWEST_SPEAKERS
 
+SHOWN_PEOPLE = 12
+"""Of more, only the first and the last one."""
 CONDITION_NAMES = {
     "clean": "clean",
     "noisy": "noisy",
@@ -91,10 +93,22 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
     if len(summary.get("by_sex", ())) > 1:
         parts = [f"{pair} {v['mean']:+.2f} dB (n {v['n']})" for pair, v in summary["by_sex"].items()]
         lines.append(f"SI-SDR improvement by the sexes of target and other voice: {', '.join(parts)}.")
+    if len(people := summary.get("by_person", {})) > 1:
+        parts = [
+            f"{who} {found['mean']:+.2f} dB ({100 * found['accepted_share']:.0f} % above 1 dB, n {found['n']})"
+            for who, found in people.items()
+        ]
+        ends = parts if len(parts) <= SHOWN_PEOPLE else [parts[0], "...", parts[-1]]
+        lines.append(
+            f"SI-SDR improvement by the person who is asked for: {', '.join(ends)}. "
+            f"Worse than the mixture: {100 * summary['worse_share']:.1f} %."
+        )
     if {"sdr_clean_mean", "si_sdr_clean_mean"} <= summary.keys():
         lines.append(
             f"With the target alone as input the output has a median of {summary['sdr_clean_median']:.2f} dB "
-            f"SDR (mean {summary['sdr_clean_mean']:.2f}, of values up to 100), "
+            f"SDR (mean {summary['sdr_clean_mean']:.2f}, of values up to 100; "
+            f"at least {WHOLE_DB:g} dB in {100 * summary['sdr_clean_whole_share']:.0f} %, "
+            f"the least is {summary['sdr_clean_min']:.2f}), "
             f"{summary['si_sdr_clean_median']:.2f} dB SI-SDR (mean {summary['si_sdr_clean_mean']:.2f})."
         )
     if summary["alone_n"] and "alone_si_sdr_mean" in summary:

@@ -35,6 +35,7 @@ from model.mask_network import MaskNetwork
 from model.masks import Masking
 from model.onnx_network import OnnxMask
 from model.reference import trim_silence
+from model.shipped import checkpoint_of, shipped_weights
 from model.spectral import Spectral
 from model.unet import UNet
 from model.voicefilter import VoiceFilter
@@ -52,17 +53,7 @@ CHUNK_SECONDS, OVERLAP_SECONDS, FADE_SECONDS = 24.0, 3.0, 0.25
 CHUNKS_AT_ONCE = 8
 """On an accelerator; a CPU is busy with one."""
 
-RUNS = Path("chkpt")
-SHIPPED = Path(__file__).parents[1] / "weights"
-"""Of this project: NAME.safetensors, see weights/README.md."""
 Samples = TypeVar("Samples", np.ndarray, Tensor)
-
-
-def checkpoint_of(name: Path | str, runs: Path = RUNS) -> Path:
-    """A file, or, where there is no such file, the best checkpoint of the run of that name below `runs`, or
-    weights of that name that come with this project."""
-    named = (Path(name), runs / name / "best.pt", SHIPPED / f"{name}.safetensors")
-    return next((path for path in named if path.is_file()), Path(name))
 
 
 def build_network(options: Network, bins: int, embedding_dim: int) -> MaskNetwork:
@@ -339,10 +330,11 @@ class Separator(nn.Module):
         return separator
 
     @classmethod
-    def load(cls, path: Path | str, config: Config | None = None) -> Separator:
-        """Reads a checkpoint, a file or the best one of the run of that name, in evaluation mode.
+    def load(cls, path: Path | str | None = None, config: Config | None = None) -> Separator:
+        """Reads a checkpoint in evaluation mode: a file, the best one of the run of that name, or weights of
+        that name that come with this project; without a `path` its `voicefilter`, whatever runs are called.
 
         Raises UserError (missing, truncated, of another kind).
         """
-        path = checkpoint_of(path)
+        path = shipped_weights() if path is None else checkpoint_of(path)
         return cls.from_content(load_checkpoint(path), str(path), config).eval()

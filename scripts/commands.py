@@ -13,13 +13,22 @@ from utils.errors import UserError
 def command(script: str, *arguments: str) -> None:
     """Prints and runs one of the project's scripts; a failure ends the caller with the script's exit code."""
     print(f"$ python {shlex.join([script, *arguments])}", flush=True)
+    told: list[int] = []
     with subprocess.Popen([sys.executable, script, *arguments]) as child:
+
+        def stop(number: int, frame: object) -> None:
+            told.append(number)
+            if number == signal.SIGTERM:
+                child.send_signal(number)
+
         # told to stop, a script saves first: pass the word on (Ctrl-C reaches it by itself) and wait
-        before = signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number))
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        before = signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
         code = child.wait()
     signal.signal(signal.SIGTERM, before)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if told:  # torchrun ends with a code of its own
+        sys.exit(128 + told[-1])
     if code == 2:
         raise UserError(f"stopped: {script} could not go on (its reason stands above)")
     if code:

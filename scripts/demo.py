@@ -12,7 +12,7 @@ from pathlib import Path
 
 from config.load import argument_parser, load_config, parse_arguments, run_script
 from datasets.download import choose_corpus
-from model.choice import DEFAULT, shipped_weights
+from model.shipped import DEFAULT, shipped_weights
 from scripts.commands import command
 from utils.files import fingerprint, read_json
 

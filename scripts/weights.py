@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import torch
 from config.load import argument_parser, load_config, parse_arguments, run_script
 from scripts.commands import command
 from utils.errors import UserError
+from utils.files import atomic_file
+
+NAMES = ("compact", "lite", "voicefilter")
+"""What is made."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for others in options.others:
         if not Path(others).is_dir():
             raise UserError(f"{others}: no such folder; OTHERS= names recordings of other voices")
+    command("-m", "pip", "install", "--disable-pip-version-check", "-q", "phonemizer-fork", "espeakng-loader")
     data, more = Path(options.data), options.overrides
     sounds = data / "weights"
     command("-m", "scripts.weights_data", "-o", str(sounds))
@@ -37,26 +43,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _train(data, "weights-compact-2", spoken, sounding, "weights-compact-1")
     _train(data, "weights-compact-3", real, sounding, "weights-compact-2")
     _train(data, "weights-compact-4", real, sounding, "weights-compact-3")
-    mean, small = f"{data}/weights-compact-mean.safetensors", f"{options.out}/compact.safetensors"
+    # beside the stores, until all three are complete
+    small, lite, both = (f"{data}/{name}.safetensors" for name in NAMES)
+    mean = f"{data}/weights-compact-mean.safetensors"
     _average("chkpt/weights-compact-4/best.pt", "chkpt/weights-compact-3/best.pt", mean)
     _train(data, "weights-compact-5", real, sounding, mean)
     _average("chkpt/weights-compact-5/best.pt", mean, small)
     _train(data, "weights-lite-1", real, more)
     _learn("weights-lite-2", data / "weights-compact-3", more, "weights-lite-1")
     _learn("weights-lite-3", data / "weights-compact-4", more, "weights-lite-2")
-    lite = f"{options.out}/lite.safetensors"
     _average("chkpt/weights-lite-3/best.pt", "chkpt/weights-lite-2/best.pt", lite)
     _train(data, "band-split-whole", real, more, ranks=2)
     _learn("weights-bands-1", data / "band-split-whole", more, "band-split-whole", ranks=2)
     _train(data, "weights-bands-2", real, sounding, "weights-bands-1", ranks=2)
     _learn("weights-bands-3", data / "weights-compact-5", more, "weights-bands-2", ranks=2)
-    bands, both = f"{data}/weights-bands-mean.safetensors", f"{options.out}/voicefilter.safetensors"
+    bands = f"{data}/weights-bands-mean.safetensors"
     _average("chkpt/weights-bands-3/best.pt", "chkpt/weights-bands-2/best.pt", bands)
     command("convert.py", small, "--ensemble", bands, "-o", both, "--int8")
-    for name in ("compact", "lite", "voicefilter"):
-        command(
-            "calibrate.py", f"{options.out}/{name}.safetensors", "--data", str(data / "weights-compact-3")
-        )
+    for made in (small, lite, both):
+        command("calibrate.py", made, "--data", str(data / "weights-compact-3"))
+    for made in (small, lite, both):
+        with atomic_file(Path(options.out) / Path(made).name) as file:
+            shutil.copyfile(made, file)
     return 0
 
 

@@ -22,10 +22,11 @@ import convert
 import evaluate
 import generator
 import inference
+import model.shipped
 import trainer
 from datasets.corpus import split_speakers
-from model import choice, separator
 from model.embedder import Embedder
+from model.separator import Separator
 from tests.conftest import TINY, die, tone_voice, train_arguments, write_librispeech
 from utils.audio import write_audio
 from utils.checkpoint import load_checkpoint
@@ -251,13 +252,12 @@ def test_the_shipped_weights_are_the_default_else_the_newest_best_checkpoint(
     arguments = ("-m", voices / "mixed.wav", "-r", voices / "reference.wav", "-o", voices / "out")
     shipped = voices / "weights/voicefilter.safetensors"
     assert run(convert.main, trained, "-o", shipped)[0] == 0
-    for module in (choice, separator):
-        monkeypatch.setattr(module, "SHIPPED", shipped.parent)
+    monkeypatch.setattr(model.shipped, "SHIPPED", shipped.parent)
     monkeypatch.chdir(trained.parents[2])
     assert f"{shipped}: mixture" in run(inference.main, *arguments)[1]
     assert f"{shipped}: mixture" in run(inference.main, *arguments, "--checkpoint_path", "voicefilter")[1]
-    for module in (choice, separator):
-        monkeypatch.setattr(module, "SHIPPED", voices / "none")
+    assert Separator.load().config == Separator.load(shipped).config
+    monkeypatch.setattr(model.shipped, "SHIPPED", voices / "none")
     code, out, _ = run(inference.main, *arguments)
     assert code == 0 and "chkpt/m/best.pt" in out
     monkeypatch.chdir(voices)

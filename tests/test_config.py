@@ -161,5 +161,7 @@ run_script(main)
 
 def test_signals_in_a_backward_pass_leave_the_memory_alone() -> None:
     """On a CPU with AVX-512, without a stack of their own, twelve of twelve such runs were aborted."""
-    done = subprocess.run([sys.executable, "-c", SIGNALLED], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 7, done.stderr

@@ -354,6 +354,7 @@ def test_only_what_is_asked_for_is_shown_and_nothing_of_a_part_of_the_rows(
     text = (tmp_path / "m-best-test/summary.json").read_text()
     assert code == 0 and "NaN" not in text and "nan" not in out
     assert not {"stoi_after_mean", "sdr_clean_mean", "verification_eer_after"} & json.loads(text).keys()
+    assert {"by_person", "worse_share"} <= json.loads(text).keys() and "by the person who is asked for" in out
     assert "STOI" not in out and "stoi_after" not in table(tmp_path / "m-best-test")[0]
 
 

@@ -14,9 +14,9 @@ import soundfile
 import torch
 
 import inference
-from model.choice import DEFAULT, STREAMING
 from model.presence import Calibration
-from model.separator import SHIPPED, Separator
+from model.separator import Separator
+from model.shipped import DEFAULT, SHIPPED, STREAMING
 from scripts import weights, weights_data
 from tests.conftest import SHARED
 from utils.audio import read_audio, write_audio
@@ -87,8 +87,19 @@ def test_a_stream_takes_the_causal_ones(tmp_path: Path) -> None:
 
 def test_make_weights_makes_all_of_them_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     commands: list[tuple[str, ...]] = []
-    monkeypatch.setattr(weights, "command", lambda *words: commands.append(words))
-    assert weights.main(["--corpus", str(tmp_path), "--data", "d", "-o", "out"]) == 0
+
+    def pretend(*words: str) -> None:
+        commands.append(words)
+        if words[0] == "convert.py":
+            Path(words[words.index("-o") + 1]).write_text(" ".join(words))
+
+    monkeypatch.setattr(weights, "command", pretend)
+    assert weights.main(["--corpus", str(tmp_path), "--data", str(tmp_path), "-o", str(tmp_path / "o")]) == 0
+    for name in NAMES:  # only when all are complete
+        assert (tmp_path / f"o/{name}.safetensors").read_text() == (
+            tmp_path / f"{name}.safetensors"
+        ).read_text()
+    commands = [tuple(word.replace(str(tmp_path), "d") for word in words) for words in commands]
     made, trained, written, calibrated = {"d/weights/noise", "d/weights/music"}, set(), [], []
     for words in commands:
         if words[0] == "generator.py":
@@ -111,7 +122,7 @@ def test_make_weights_makes_all_of_them_in_order(monkeypatch: pytest.MonkeyPatch
         elif words[0] == "calibrate.py":
             assert words[1] in written and words[3] in made
             calibrated.append(words[1])
-    assert calibrated == [f"out/{name}.safetensors" for name in ("compact", "lite", "voicefilter")]
+    assert calibrated == [f"d/{name}.safetensors" for name in weights.NAMES]
     kept = ("compact-mean", "bands-mean")
     assert set(written) - set(calibrated) == {f"d/weights-{name}.safetensors" for name in kept}
 
