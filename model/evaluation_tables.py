@@ -95,7 +95,8 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
         lines.append(f"SI-SDR improvement by the sexes of target and other voice: {', '.join(parts)}.")
     if len(people := summary.get("by_person", {})) > 1:
         parts = [
-            f"{who} {found['mean']:+.2f} dB ({100 * found['accepted_share']:.0f} % above 1 dB, n {found['n']})"
+            f"{who} {found['mean']:+.2f} dB "
+            f"({100 * found['accepted_share']:.0f} % above 1 dB, n {found['n']})"
             for who, found in people.items()
         ]
         ends = parts if len(parts) <= SHOWN_PEOPLE else [parts[0], "...", parts[-1]]
