@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from model.presence import Calibration
 from model.separator import Separator
 from model.shipped import DEFAULT, SHIPPED, STREAMING
 from scripts import weights, weights_data
+from scripts.commands import command as run_command
 from tests.conftest import SHARED
 from utils.audio import read_audio, write_audio
 from utils.checkpoint import load_checkpoint
@@ -125,6 +127,20 @@ def test_make_weights_makes_all_of_them_in_order(monkeypatch: pytest.MonkeyPatch
     assert calibrated == [f"d/{name}.safetensors" for name in weights.NAMES]
     kept = ("compact-mean", "bands-mean")
     assert set(written) - set(calibrated) == {f"d/weights-{name}.safetensors" for name in kept}
+
+
+def test_a_command_that_is_told_to_stop_ends_the_whole_with_the_signal_s_code() -> None:
+    """torchrun, for one, ends with 1."""
+    child = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(30)
+"""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        run_command("-c", child)
+    assert ended.value.code == 143 and signal.getsignal(signal.SIGTERM) is before
 
 
 def test_noises_are_made_alike_every_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
