@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from model.recognition import CONDITIONS, word_error_rate, word_errors
-from model.row_scores import CLEAN, METRICS, NOT_FINITE, OF_CLEAN, OUTPUT_ONLY, SILENCED_DB, WHOLE_DB, Metric
+from model.row_scores import (
+    CLEAN,
+    METRICS,
+    NOT_FINITE,
+    OF_CLEAN,
+    OUTPUT_ONLY,
+    PRESERVED_DB,
+    SILENCED_DB,
+    Metric,
+)
 from model.test_set import System, TestSet, Wanted, heard_key
 from utils.metrics import SILENCE_DB, accepted_share, bootstrap_interval, sign_flip_p
 from utils.verification import FEWEST_SPEAKERS, equal_error_rate, error_rates
@@ -65,7 +74,7 @@ def summarize_rows(data: TestSet, before: System, after: System, wanted: Wanted)
         if known.any():
             summary |= spread(f"{name}_{CLEAN}", clean[known], [owners[row] for row in mixtures[known]])
             summary[f"{name}_{CLEAN}_min"] = float(clean[known].min())
-            summary[f"{name}_{CLEAN}_whole_share"] = float((clean[known] >= WHOLE_DB).mean())
+            summary[f"{name}_{CLEAN}_preserved_share"] = float((clean[known] >= PRESERVED_DB).mean())
     if "similarity" in wanted.metrics:
         summary |= _voices(before, after, mixtures, absent)
     if wanted.recognizer:
@@ -100,24 +109,28 @@ def interval(numbers: np.ndarray, owners: Sequence[str]) -> tuple[float, float] 
 
 
 def _by_sex(data: TestSet, rows: np.ndarray, gains: np.ndarray) -> dict[str, dict[str, float]]:
-    """SI-SDR improvement by the sexes of target and other voice, such as FM; where both are known."""
-    groups: dict[str, list[float]] = {}
-    for row, gain in zip(rows, gains, strict=True):
-        if pair := sex_pair(data, int(row)):
-            groups.setdefault(pair, []).append(gain)
+    """SI-SDR improvement in dB by the sexes of target and other voice, such as F-M; where both are known."""
+    groups = _grouped((sex_pair(data, int(row)) for row in rows), gains)
+    groups.pop("", None)
     return {pair: {"n": len(found), "mean": float(np.mean(found))} for pair, found in sorted(groups.items())}
 
 
 def _by_person(owners: Sequence[str], rows: np.ndarray, gains: np.ndarray) -> dict[str, dict[str, float]]:
-    """SI-SDR improvement of everybody who is asked for, beginning with who has the least."""
-    groups: dict[str, list[float]] = {}
-    for row, gain in zip(rows, gains, strict=True):
-        groups.setdefault(owners[row], []).append(gain)
+    """SI-SDR improvement in dB of everybody who is asked for, beginning with who has the least."""
+    groups = _grouped((owners[row] for row in rows), gains)
     found = {
-        person: {"n": len(g), "mean": float(np.mean(g)), "accepted_share": accepted_share(np.array(g))}
-        for person, g in groups.items()
+        person: {"n": len(own), "mean": float(np.mean(own)), "accepted_share": accepted_share(np.array(own))}
+        for person, own in groups.items()
     }
     return dict(sorted(found.items(), key=lambda pair: pair[1]["mean"]))
+
+
+def _grouped(names: Iterable[str], gains: np.ndarray) -> dict[str, list[float]]:
+    """The gains [n] of each of the n names."""
+    groups: dict[str, list[float]] = {}
+    for name, gain in zip(names, gains, strict=True):
+        groups.setdefault(name, []).append(float(gain))
+    return groups
 
 
 def sex_pair(data: TestSet, row: int) -> str:

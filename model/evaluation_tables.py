@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from model.row_scores import METRICS, SILENCED_DB, WHOLE_DB
+from model.row_scores import METRICS, PRESERVED_DB, SILENCED_DB
 from utils.metrics import SILENCE_DB
 from utils.verification import FEWEST_SPEAKERS
 
@@ -108,7 +108,7 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
         lines.append(
             f"With the target alone as input the output has a median of {summary['sdr_clean_median']:.2f} dB "
             f"SDR (mean {summary['sdr_clean_mean']:.2f}, of values up to 100; "
-            f"at least {WHOLE_DB:g} dB in {100 * summary['sdr_clean_whole_share']:.0f} %, "
+            f"at least {PRESERVED_DB:g} dB in {100 * summary['sdr_clean_preserved_share']:.0f} %, "
             f"the least is {summary['sdr_clean_min']:.2f}), "
             f"{summary['si_sdr_clean_median']:.2f} dB SI-SDR (mean {summary['si_sdr_clean_mean']:.2f})."
         )

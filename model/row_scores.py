@@ -17,8 +17,8 @@ CONTENT_DB = 10.0
 """So far below the target a frame has lost its speech."""
 SILENCED_DB = 15.0
 """So far below its mixture an output counts as silence, where the asked voice is absent."""
-WHOLE_DB = 20.0
-"""With so much SDR the target alone is left as it is."""
+PRESERVED_DB = 20.0
+"""SDR from which an output of the target alone counts as the target preserved."""
 CLEAN, NOT_FINITE = "clean", "not_finite"
 
 
