@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -45,11 +44,12 @@ from model.scoring import METRICS, score_mixtures
 from model.spectral import Spectral
 from scripts.embedder_benchmark import embedder_markdown, measure_embedders
 from scripts.inference_benchmark import inference_markdown, measure_inference, memory_picture
+from scripts.memory import peak_memory
 from scripts.scoring_benchmark import measure_scoring, scoring_markdown
 from scripts.trainer_benchmark import measure_trainer, trainer_markdown
 from utils.device import choose_device
 from utils.errors import UserError
-from utils.files import write_json
+from utils.files import require_writable, write_json
 from utils.plots import save_picture
 
 
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--utterances", type=int, default=500, help="how many are embedded")
     parser.add_argument("--data", metavar="STORE", help="store of the masks (test split) or of the steps")
     parser.add_argument("--steps", type=int, default=10, help="steps of the trainer that are timed")
-    parser.add_argument("--device", default="auto", help="of embedder and trainer: auto, cpu or cuda[:N]")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:N] (not of generator and masks)")
     parser.add_argument("-o", "--out", help="the figures as JSON (default: results/benchmark-WHAT.json)")
     parser.add_argument("--plot", metavar="PNG", help="inference: picture of the memory over time")
     parser.add_argument("--scratch", help="folder for the stores, which are removed (default: the system's)")
@@ -76,9 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measured, text = MEASUREMENTS[options.what]
     if options.plot and options.what != "inference":
         raise UserError(f"--plot {options.plot}: has no effect on {options.what}")
+    out = options.out or f"results/benchmark-{options.what}.json"
+    for place in filter(None, (out, options.plot)):
+        require_writable(place)
     figures = measured(options)
     print(text(figures))
-    write_json(options.out or f"results/benchmark-{options.what}.json", figures)
+    write_json(out, figures)
     if options.plot:
         save_picture(options.plot, memory_picture(figures))
     return 0
@@ -203,20 +206,6 @@ def measure_command(config: Config, folder: Path) -> dict[str, float]:
     count = len(split)
     shutil.rmtree(folder)
     return {"seconds": seconds, "bytes": stored / count, "peak_memory": peak}
-
-
-def peak_memory() -> int:
-    """The most memory this process has held, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
-    import resource
-
-    # on Linux this would include what the parent process held when it started this one
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def markdown(figures: dict[str, Any]) -> str:

@@ -28,6 +28,7 @@ from model.shipped import checkpoint_of
 from utils.checkpoint import load_checkpoint, save_again
 from utils.device import choose_device
 from utils.errors import UserError
+from utils.files import require_writable
 from utils.progress import progress_bar
 
 COHORT, LEAST_COHORT = 256, 20
@@ -44,7 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("-n", "--examples", type=int, metavar="N", help="the first N of them (default: all)")
     add("--device", default="auto", help="auto, cpu, mps or cuda[:N]")
     options = parse_arguments(parser, arguments)
+    if options.examples is not None and options.examples < 1:
+        raise UserError(f"-n {options.examples}: expected at least 1")
     path = checkpoint_of(options.checkpoint)
+    require_writable(path)
     content = load_checkpoint(path)
     separator = Separator.from_content(content, str(path)).eval().to(choose_device(options.device))
     if separator.embedder is None:
@@ -105,9 +109,7 @@ def collect(
 
     assert separator.embedder is not None
     split = store.split("validation")
-    rate = store.settings["audio"]["sample_rate"]
-    if rate != separator.sample_rate:
-        raise UserError(f"{store.folder}: is at {rate} Hz, the checkpoint at {separator.sample_rate} Hz")
+    store.require_rate(separator.sample_rate)
     recipes = split.recipes[:examples]
     rows = [row for row, recipe in enumerate(recipes) if recipe.target is not None]
     clips, owners = different_references(split.recipes)

@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(options, name) and out.suffix != ".safetensors":
             raise UserError(f"--{name}: is for a file named .safetensors, not {out}")
     own = own_separator(path) if out.suffix == ".safetensors" else None
+    if own:
+        refuse_options(options, f"{path}: is of this project, has its own embedder and configuration")
     if options.average:
         own = averaged(path, own, Path(options.average))
     if options.ensemble:
@@ -179,10 +181,12 @@ def _require_one_embedder(
 
 def _remade(own: dict[str, Any], others: Sequence[dict[str, Any]], network: dict[str, Any]) -> dict[str, Any]:
     """`own` with another network's weights, which know the people of all."""
-    heard = sorted({name for content in (own, *others) for name in content.get("training_speakers", ())})
-    left_out = ("presence", "step", "validation")
-    kept = {name: value for name, value in own.items() if name not in left_out}
-    return kept | {"network": network, "training_speakers": heard}
+    known = [content.get("training_speakers") for content in (own, *others)]
+    left_out = ("presence", "step", "validation", "training_speakers")
+    made = {name: value for name, value in own.items() if name not in left_out} | {"network": network}
+    if all(names is not None for names in known):  # else nobody knows whom the whole has heard
+        made["training_speakers"] = sorted({name for names in known for name in names or ()})
+    return made
 
 
 def is_separator(path: Path) -> bool:
@@ -208,17 +212,20 @@ def convert_separator(path: Path, options: argparse.Namespace) -> dict[str, Any]
 
 
 def convert_embedder(path: Path, options: argparse.Namespace) -> dict[str, Any]:
-    given = (("-e", options.embedder_path), ("-c", options.config), ("--activation", options.activation))
-    for name, value in given:
-        if value:
-            raise UserError(
-                f"{path}: no separator that is known, which {name} {value} belongs to{keys_of(path)}"
-            )
+    refuse_options(options, f"{path}: no separator of another project that is known", keys_of(path))
     embedder = load_embedder(str(path))
     shown = ", ".join(f"{key} {value}" for key, value in embedder.options.items())
     count = sum(parameter.numel() for parameter in embedder.parameters())
     print(f"{path}: an embedder ({count:,} parameters, {shown})")
     return {"embedder": embedder.content()}
+
+
+def refuse_options(options: argparse.Namespace, cause: str, more: str = "") -> None:
+    """Raises UserError for an option that is for separators of other projects."""
+    given = (("-e", options.embedder_path), ("-c", options.config), ("--activation", options.activation))
+    for name, value in given:
+        if value:
+            raise UserError(f"{cause}; {name} {value} has no effect on it{more}")
 
 
 def keys_of(path: Path) -> str:

@@ -24,11 +24,11 @@ from datasets.trials import all_pairs, enrolments, read_trials
 from model.foreign import load_embedder
 from model.reference import MIN_SPEECH_SECONDS, read_reference
 from model.verification import embed_clips, embed_waves, project, unit_length, verify
-from model.verification_report import Comparison, write_results
+from model.verification_report import VERIFICATION, Comparison, write_results
 from utils.audio import require_file
 from utils.device import choose_device
 from utils.errors import UserError
-from utils.files import atomic_file
+from utils.files import atomic_file, require_writable
 from utils.plots import embedding_figure, save_picture
 
 MOST_SHOWN = 10
@@ -83,6 +83,8 @@ def embed(options: argparse.Namespace) -> None:
     embedder = load_embedder(options.embedder).to(choose_device(options.device))
     recordings = list_recordings(options.audio)
     refuse_results(options, [recording.path for recording in recordings])
+    if options.picture and len(recordings) > MOST_COMPARED:
+        raise UserError(f"--picture: draws at most {MOST_COMPARED} recordings, not {len(recordings)}")
     used: list[Recording] = []
     waves = read_recordings(recordings, embedder.sample_rate, used)
     embeddings = embed_waves(embedder, waves, len(recordings), precision=options.precision)
@@ -114,7 +116,7 @@ def save_arrays(path: str, fields: Mapping[str, np.ndarray]) -> None:
 
 
 def refuse_results(options: argparse.Namespace, inputs: Sequence[str]) -> None:
-    """Raises UserError where a result would be a folder, or take the place of what is read."""
+    """Raises UserError where a result cannot be written, or would take the place of what is read."""
     if options.picture and Path(options.picture).resolve() == Path(options.out).resolve():
         raise UserError(f"{options.out}: named for the embeddings and for the picture")
     read = {Path(name).resolve() for name in (*inputs, options.embedder)}
@@ -123,6 +125,7 @@ def refuse_results(options: argparse.Namespace, inputs: Sequence[str]) -> None:
             raise UserError(f"{result}: is a folder, expected the name of a file to write")
         if Path(result).resolve() in read:
             raise UserError(f"{result}: would be overwritten by the result; name another file")
+        require_writable(result)
 
 
 def read_recordings(
@@ -238,6 +241,7 @@ def compare(options: argparse.Namespace) -> None:
     if options.trials and any(choice is not None for choice in chosen):
         raise UserError("--trials names what is compared: --utterances, --seconds and --unheard go without")
     speakers = speaker_options(options)
+    require_writable(Path(options.out) / VERIFICATION)
     device = choose_device(options.device)
     embedders = {name: load_embedder(name).to(device) for name in names}
     corpus = index_corpus(options.corpus)

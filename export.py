@@ -148,8 +148,15 @@ def trace(separator: Separator, path: Path) -> Path:
 
 
 def cost(separator: Separator, small: Path, store: Store, examples: int | None) -> str:
-    """What 8 bits cost: mean SDR and SI-SDR of the validation mixtures with both."""
+    """What 8 bits cost: mean SDR and SI-SDR of the validation mixtures with both.
+
+    Absent voices and voices alone are left out. Raises UserError without mixtures, and at another rate.
+    """
     split = store.split("validation")
+    store.require_rate(separator.sample_rate)
+    chosen = [row for row, recipe in enumerate(split.recipes[:examples]) if recipe.role == "mixture"]
+    if not chosen:
+        raise UserError(f"{store.folder}: its validation split holds no mixture to separate")
     quantized = exported_separator(small, OnnxGraph.load(small))
     vectors: Tensor | None = None
     if separator.embedder is not None:
@@ -164,11 +171,10 @@ def cost(separator: Separator, small: Path, store: Store, examples: int | None) 
             return torch.from_numpy(one.separate_channels(mixture.numpy(), asked))
 
         scores = score_outputs(split, estimate, "int8", examples=examples)
-        means.append([float(scores[name].mean()) for name in ("sdr", "si_sdr")])
+        means.append([float(scores[name][chosen].mean()) for name in ("sdr", "si_sdr")])
     (sdr, si_sdr), (sdr8, si_sdr8) = means
-    count = len(scores["sdr"])
     return (
-        f"8 bits, {count} validation mixtures of {store.folder}: SDR {sdr:.2f} -> {sdr8:.2f} dB "
+        f"8 bits, {len(chosen)} validation mixtures of {store.folder}: SDR {sdr:.2f} -> {sdr8:.2f} dB "
         f"({sdr8 - sdr:+.2f}), SI-SDR {si_sdr:.2f} -> {si_sdr8:.2f} dB ({si_sdr8 - si_sdr:+.2f})"
     )
 

@@ -19,7 +19,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stdout, suppress
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
@@ -36,7 +36,7 @@ from model.recording import Absent, Wishes
 from model.separator import Separator
 from model.work import Voices, Work, describe
 from utils.audio import AUDIO_SUFFIXES, audio_info, read_mono
-from utils.audio_stream import Spool, standard_bytes, standard_output
+from utils.audio_stream import Spool, reader_may_leave, standard_bytes, standard_output
 from utils.batch_norm import fold_batch_norms
 from utils.device import choose_device, large_pages
 from utils.errors import UserError
@@ -153,6 +153,8 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"-o {out}: the result is a WAV file; name it .wav, or a folder")
     if many and (options.target or options.out_dir == STANDARD):
         raise UserError(f"{'--target' if options.target else '-o -'}: is for a single recording")
+    if many and out.suffix.lower() == ".wav" and not out.is_dir():
+        raise UserError(f"-o {out}: is for a single recording; name a folder for many")
     if options.processes is not None and options.processes < 1:
         raise UserError(f"-p {options.processes}: expected at least 1")
     if options.processes is not None and not many:
@@ -198,8 +200,8 @@ def separate_one(options: argparse.Namespace, job: Job, voices: Voices, wishes: 
         print(_score(mixture, output, target))
     if to_pipe:
         report.output, report.files = STANDARD, []
-        with output.open("rb") as file, suppress(BrokenPipeError):  # who reads may have had enough
-            stream = standard_output(sink)
+        stream = standard_output(sink)
+        with output.open("rb") as file, reader_may_leave(stream):
             shutil.copyfileobj(file, stream)
             stream.flush()
     else:

@@ -63,7 +63,7 @@ _Loader.add_implicit_resolver(
 def _parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, TypeError, ValueError) as error:  # a mapping as a key; a date that there is not
         raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
 
 
@@ -175,7 +175,9 @@ def _explain(item: dict[str, Any], model: type[BaseModel]) -> str:
         full = [".".join([*parts[:-1], name]) for name in near]
         return f"unknown key '{key}'{_meant(full)}{known}"
     if item["type"].startswith("union_tag"):
-        allowed = ", ".join(sorted(kinds))
+        # where there is no kind at all, pydantic does not say which there are
+        tags = [tag.strip("'") for tag in item["ctx"].get("expected_tags", "").split(", ") if tag] or kinds
+        allowed = ", ".join(sorted(tags))
         return f"{key}.kind: expected one of {allowed}, got {_kind_of(item['input'])!r}"
     message = item["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     message = message.replace("List should have", "expected").replace(" after validation, not", ", not")

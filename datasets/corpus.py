@@ -17,7 +17,6 @@ from datasets.table_layouts import manifest
 from datasets.tree import Found, Layout, Listing, Tree
 from utils.audio import AUDIO_SUFFIXES
 from utils.errors import UserError
-from utils.files import write_csv
 
 MIN_SECONDS = {"speech": 1.0, "noise": 0.1, "music": 0.1, "rir": 0.005}
 MANIFEST = "manifest"
@@ -73,9 +72,6 @@ class Corpus:
         causes = Counter(cause.split(":")[0] for _, cause in self.unusable)
         left_out = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
         return f"{text}; left out: {left_out or 'nothing'}"
-
-    def write_unusable(self, path: Path) -> None:
-        write_csv(path, ("path", "cause"), self.unusable)
 
 
 def index_corpus(

@@ -183,7 +183,7 @@ def listed_recipes(
         raise UserError(
             f"{path}: {len(other)} of {len(listed.recipes)} recipes were made with other audio than there is "
             f"here (the first: {other[0]}), so the samples would differ; "
-            "--allow_other_audio renders them all the same"
+            "generator.py --allow_other_audio renders them all the same"
         )
     return listed
 

@@ -135,6 +135,11 @@ class Store:
         """Whether the training examples are drawn while training, and not kept here."""
         return bool(self.settings["data"]["mode"] == "live")
 
+    def require_rate(self, rate: int) -> None:
+        """Raises UserError where a checkpoint that works at `rate` Hz cannot separate what is stored."""
+        if (stored := self.settings["audio"]["sample_rate"]) != rate:
+            raise UserError(f"{self.folder}: is at {stored} Hz, the checkpoint at {rate} Hz")
+
     @cached_property
     def recordings(self) -> dict[str, list[Utterance]]:
         """Utterances by kind: speech, noise, music, rirs."""
@@ -148,6 +153,12 @@ class Store:
     def asked_speakers(self, split: StoredSplit) -> list[str]:
         """The person that every example asks for: its reference's."""
         return [self.utterances[recipe.reference.utterance].speaker for recipe in split.recipes]
+
+    def people(self, split: str) -> list[str]:
+        """The speakers of a split. Raises UserError when the store has no such split."""
+        if split not in self.splits:
+            raise UserError(f"{self.folder}: has no split {split}, only {', '.join(self.splits)}")
+        return list(self.report["splits"][split]["speakers"])
 
     def split(self, name: str) -> StoredSplit:
         """Raises UserError when the store has no such split or it is incomplete."""
@@ -220,9 +231,15 @@ class StoredSplit:
         return array[local] if offsets is None else array[offsets[local] : offsets[local + 1]]
 
     def read(self, field: str, rows: Sequence[int]) -> np.ndarray:
-        """Rows of a field, in the order asked for: [len(rows), ...], as stored; their lengths must be
-        equal."""
-        return np.stack([self.read_one(field, row) for row in rows])
+        """Rows of a field, in the order asked for: [len(rows), ...], as stored. Raises UserError where their
+        lengths differ."""
+        values = [self.read_one(field, row) for row in rows]
+        if len(found := {len(value) for value in values}) > 1:
+            raise UserError(
+                f"{self.folder}: examples of {min(found)} and of {max(found)} do not fit into one batch "
+                f"({field}); training needs segments of one length"
+            )
+        return np.stack(values)
 
     def read_float(self, field: str, rows: Sequence[int]) -> np.ndarray:
         """Like `read`, as float32 in natural units.

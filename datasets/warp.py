@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -118,7 +119,7 @@ def _process(task: Task) -> str:
 def warp_corpus(
     utterances: Sequence[Utterance], warps: dict[str, list[Warp]], target: Path, rate: int, processes: int
 ) -> list[tuple[Task, str]]:
-    """Writes `target`/VOICE/UTTERANCE.flac for each utterance of the people in `warps`; what is there stays.
+    """Writes `target`/VOICE/ID.flac for each utterance of the people in `warps`; what is there stays.
 
     `target`/warp.csv lists the voices. Returns the tasks that failed, with the causes.
     """
@@ -127,7 +128,7 @@ def warp_corpus(
     _require_same_voices(target, header)
     write_csv(target / REPORT, HEADER, header)
     tasks = [
-        Task(utterance.path, target / warp.name / f"{Path(utterance.path).stem}.flac", rate, warp)
+        Task(utterance.path, target / warp.name / _file_name(utterance), rate, warp)
         for utterance in utterances
         for warp in warps.get(utterance.speaker, ())
     ]
@@ -136,6 +137,11 @@ def warp_corpus(
         in_processes(_process, left, processes, "voice-making"), "new voices", len(left), unit="file"
     )
     return [(task, cause) for task, cause in zip(left, causes, strict=True) if cause]
+
+
+def _file_name(utterance: Utterance) -> str:
+    """Of a speaker's utterances no two have the same, whatever folders they lie in."""
+    return f"{quote(utterance.id.removeprefix(f'{utterance.speaker}/'), safe='')}.flac"
 
 
 def _require_same_voices(target: Path, rows: Sequence[tuple[str, ...]]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.layers import Layer, OneWay, State, directions_of
 from model.mask_network import EMBEDDING_SCALE, LayeredMask
+from model.recurrent import call_lstm
 
 
 class BandSplit(LayeredMask):
@@ -138,7 +139,7 @@ class Residual(nn.Module):
         self.back = nn.Linear(2 * lstm_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.back(self.lstm(self.norm(x))[0])
+        return x + self.back(call_lstm(self.lstm, self.norm(x))[0])
 
 
 class WholeResidual(nn.Module):
@@ -152,7 +153,7 @@ class WholeResidual(nn.Module):
         self.back = nn.Linear(2 * dim, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.back(self.lstm(torch.relu(self.front(self.norm(x))))[0])
+        return x + self.back(call_lstm(self.lstm, torch.relu(self.front(self.norm(x))))[0])
 
 
 class OverTime(Layer):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.embedder import Embedder, mean_by_owner, times_at_once
+from model.recurrent import call_lstm
 from model.spectral import MelSpectrogram
 
 WINDOWS_AT_ONCE = 64
@@ -63,9 +63,7 @@ class DVector(Embedder):
         """Windows of mel frames [W, T, M] -> vectors [W, D] of the last frame."""
         # cuDNN gives an LSTM gradients in training mode only; without dropout the modes are the same
         self.lstm.train(torch.is_grad_enabled())
-        # and under autocast its LSTMs compute in float16, whatever was asked for
-        with torch.autocast("cuda", enabled=False) if features.is_cuda else nullcontext():
-            output, _ = self.lstm(features)
+        output, _ = call_lstm(self.lstm, features)
         vector: Tensor = self.linear(output[:, -1])
         return torch.relu(vector) if self.relu else vector
 

@@ -107,11 +107,11 @@ def _damaged(batch: Batch) -> list[int]:
 
 
 class KeptBuffers:
-    """A module's buffers as they were, such as batch norm's statistics, which a skipped step must not have
-    changed; nothing, unless `wanted`."""
+    """A module's buffers as they were, such as batch norm's statistics, which a failed step must not have
+    changed."""
 
-    def __init__(self, module: nn.Module, wanted: bool) -> None:
-        self._values = [(b, b.clone()) for b in module.buffers()] if wanted else []
+    def __init__(self, module: nn.Module) -> None:
+        self._values = [(b, b.clone()) for b in module.buffers()]
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.layers import Layer, OneWay, directions_of
 from model.mask_network import EMBEDDING_SCALE, LayeredMask
+from model.recurrent import call_lstm
 from model.widening import Widening
 
 Inward = Callable[[Tensor, Tensor | None], Tensor]
@@ -35,7 +36,7 @@ class Recurrence(Layer):
         return directions_of(self.lstm)
 
     def __call__(self, x: Tensor, embedding: Tensor | None) -> Tensor:
-        return self.after(x, self.lstm(self.before(x, embedding))[0], embedding)
+        return self.after(x, call_lstm(self.lstm, self.before(x, embedding))[0], embedding)
 
 
 class FilmBlstm(LayeredMask):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from model.recurrent import call_lstm
 
 State = tuple[Tensor, Tensor]
 """Of an LSTM in one direction, hidden and cell [1, B, H]."""
@@ -52,6 +55,6 @@ def directions_of(lstm: nn.LSTM) -> tuple[OneWay, OneWay]:
         one = nn.LSTM(lstm.input_size, lstm.hidden_size, batch_first=True, device="meta")
         for name in list(one._parameters):
             setattr(one, name, getattr(lstm, name + suffix))
-        ways.append(one.train(lstm.training))
+        ways.append(partial(call_lstm, one.train(lstm.training)))
     forward, backward = ways
     return forward, backward

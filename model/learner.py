@@ -48,7 +48,7 @@ class Learner:
         epoch = step // self.task.steps_per_epoch
         rate = learning_rate(self.train, step, progress, epoch, self.patience.scale)
         set_learning_rate(self.optimizer, rate)
-        buffers = KeptBuffers(self.task.objective, wanted=self.train.skip_failures > 0)
+        buffers = KeptBuffers(self.task.objective)
         found = self._backward(batches)
         self.scaler.unscale_(self.optimizer)
         limit = self.train.clip_norm or math.inf
@@ -59,8 +59,8 @@ class Learner:
         overflow = math.isfinite(loss) and not math.isfinite(norm) and self.scaler.get_scale() > 1
         if cause := None if overflow else self.failures.cause(loss, norm):
             own = [values.get("own_loss", values["loss"]).item() for values in found]
-            self.failures.met(step, cause, batches, own)
             buffers.restore()
+            self.failures.met(step, cause, batches, own)
         else:
             self.scaler.step(self.optimizer)
             if not overflow:

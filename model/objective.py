@@ -61,7 +61,7 @@ class SeparatorObjective(nn.Module):
         The two differ where suppression is adaptive: its mask learns as it is, and is heard in part.
         """
         network, loss, precision = self.separator.network, self.config.loss, self.config.train.precision
-        batch = self._with_spectra(batch)
+        batch = self.with_spectra(batch)
         asked = self._embedding(batch)
         embedding = asked
         if asked is not None and self.training:
@@ -89,7 +89,7 @@ class SeparatorObjective(nn.Module):
             compared = self._compare(network.adapt(mask.float(), overlap)[0], batch)
         return values, compared
 
-    def _with_spectra(self, batch: Batch) -> Batch:
+    def with_spectra(self, batch: Batch) -> Batch:
         """The batch with what the network and the criteria see of its waveforms, if it has these."""
         if "mixture" in batch:
             return batch

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from model.separator import Separator
 from model.streaming import StreamingSeparator
+from utils.audio_stream import reader_may_leave
 from utils.errors import UserError
 
 FULL_SCALE = 32768
@@ -39,7 +40,7 @@ def stream_pcm(
         file=sys.stderr,
     )
     received = 0
-    with suppress(BrokenPipeError), _samples(source, hop, rate) as read, _one_thread():
+    with reader_may_leave(sink), _samples(source, hop, rate) as read, _one_thread():
         with suppress(KeyboardInterrupt):  # how one stops a microphone
             while len(data := read()):
                 received += len(data)

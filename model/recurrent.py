@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,6 +10,21 @@ from torch import Tensor, nn
 
 FEW_FRAMES = 4
 """Up to so many at once PyTorch's LSTM spends its time on the layout of its weights."""
+
+
+def call_lstm(
+    lstm: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """What `lstm` makes of x after a state (None: the first), and the state after that; on CUDA in float32,
+    because autocast would compute it in float16 there, whatever was asked for, and without a scaled loss its
+    gradients would vanish."""
+    if x.is_cuda:
+        x = x.float()
+    if state is not None:
+        state = (state[0].to(x.dtype), state[1].to(x.dtype))
+    with torch.autocast("cuda", enabled=False) if x.is_cuda else nullcontext():
+        y, left = lstm(x, state)
+    return y, left
 
 
 def runs_on_cpu(x: Tensor) -> bool:
@@ -51,9 +67,7 @@ def run_lstm(
     frames at a time the state stays in float32."""
     if x.shape[1] <= FEW_FRAMES and runs_on_cpu(x):
         return lstm_in_steps(lstm, x, state)
-    before = None if state is None else (state[0].to(x.dtype), state[1].to(x.dtype))
-    y, left = lstm(x, before)  # [B, T, H]
-    return y, left
+    return call_lstm(lstm, x, state)
 
 
 def learns_on_cpu(x: Tensor) -> bool:

@@ -51,7 +51,6 @@ OUTPUT_ONLY = ("sar",)
 """A mixture is made of nothing but its sources, so that what is lost of them cannot be an improvement."""
 LISTENED = ("similarity", "similarity_other")
 """Computed by the embedder, not here."""
-SIGNAL_METRICS = tuple(name for name in METRICS if name not in LISTENED)
 OF_CLEAN = ("sdr", "si_sdr")
 """What is measured on the output for the target alone."""
 SCORES = 2

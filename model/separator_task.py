@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -71,7 +72,7 @@ class SeparatorTask(Task):
             self.groups.append(parameter_group(embedder.parameters(), config.train.embedder_rate))
         self.objective = SeparatorObjective(self.separator, joint)
         heard = embedder.training_speakers if embedder is not None else ()
-        self.speakers = {*self.store.report["splits"]["train"]["speakers"], *heard}
+        self.speakers = {*self.store.people("train"), *heard}
         if self.store.live:
             self.examples, examples = f"live {self.store.settings['corpus']}", self.config.data.train
         else:
@@ -82,8 +83,7 @@ class SeparatorTask(Task):
         if config.train.compile:
             self.separator.network.compile_forward()
         self.mixtures: Scores | None = None
-        held_out = self.store.report["splits"]["validation"]["speakers"]
-        warn_of_heard(held_out, heard, config.embedder)
+        warn_of_heard(self.store.people("validation"), heard, config.embedder)
 
     def before_step(self, step: int) -> None:
         self.objective.at(step, step // self.steps_per_epoch)
@@ -116,6 +116,7 @@ class SeparatorTask(Task):
         there, here = (c.model_dump(include={"audio", "network"}) for c in (other.config, self.config))
         if changes := differences(there, here):
             print(f"NOTE: {where}: its weights were learnt with other settings: {'; '.join(changes)}")
+        warn_of_heard(self.store.people("validation"), content.get("training_speakers", ()), where)
         own, learnt = self.separator.embedder, other.embedder
         if own is None or learnt is None or own.equals(learnt):
             return
@@ -204,7 +205,8 @@ class SeparatorTask(Task):
             self.mixtures = score_mixtures(split, examples=train.validation_examples)
         if self.objective.embedder_learns:
             self.__dict__.pop("_validation_embeddings", None)  # those of the embedder as it was
-        with distributed.in_turn():  # what the first computes and keeps, the others find
+        # of a frozen embedder the others find what the first computes and keeps
+        with nullcontext() if self.objective.embedder_learns else distributed.in_turn():
             embeddings = self._validation_embeddings
         scored = ScoredSplit(split, embeddings, train.validation_examples)
         scores, losses = validate(self.objective, scored)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -78,7 +79,10 @@ class System:
         """Takes what earlier runs have left, of all ranks; scores of other weights or of other code are
         forgotten. Raises UserError where they are of other data, which would be lost."""
         for path in sorted(self.folder.glob("rows*.jsonl")):
-            lines = path.read_text().splitlines()
+            try:
+                lines = path.read_text().splitlines()
+            except FileNotFoundError:  # the first rank has just removed it, see below
+                continue
             head = (_parsed(lines[0]) if lines else None) or {}
             if head.get("data", self.data) != self.data:
                 raise UserError(
@@ -136,10 +140,13 @@ class Wanted:
 
 
 def result_name(checkpoint: Path | str, split: str, mask: str = "org", factor: float = 1.0) -> str:
-    """The folder of a checkpoint's results: run, checkpoint, split, and what is made of the mask."""
+    """The folder of a checkpoint's results: run (and seed), checkpoint, split, and what is made of the
+    mask."""
     path = Path(checkpoint)
     use = "" if mask == "org" else f"-{mask}-{factor:g}"
-    return f"{path.resolve().parent.name}-{path.stem}-{split}{use}"
+    run = path.resolve().parent
+    name = f"{run.parent.name}-{run.name}" if re.fullmatch(r"seed-\d+", run.name) else run.name
+    return f"{name}-{path.stem}-{split}{use}"
 
 
 def heard_key(condition: str, recognizer: str) -> str:

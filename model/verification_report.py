@@ -19,6 +19,8 @@ from utils.files import atomic_file, write_csv, write_json, write_text
 from utils.plots import det_figure, save_picture
 from utils.verification import FEWEST_SPEAKERS, error_rates
 
+VERIFICATION = "verification.json"
+"""What `write_results` writes last."""
 MOST_LISTED = 1_000_000
 """Trials that are still written out one by one."""
 
@@ -56,7 +58,7 @@ def write_results(
     summary = summarize(corpora, embedders, results, comparison)
     curves = {name: error_rates(found.scores, found.same) for name, found in results.items()}
     det = {name: (curve.misses, curve.false_alarms) for name, curve in curves.items()}
-    (folder / "verification.json").unlink(missing_ok=True)  # written last: what stands beside it is its own
+    (folder / VERIFICATION).unlink(missing_ok=True)  # written last: what stands beside it is its own
     save_picture(folder / "det.png", det_figure(det, comparison.protocol))
     written = [folder / "det.png"]
     for name in ("trials.csv.gz", "missing.csv"):
@@ -68,8 +70,8 @@ def write_results(
         write_csv(folder / "missing.csv", ("line", "path", "cause"), comparison.missing)
         written.append(folder / "missing.csv")
     write_text(folder / "verification.md", markdown(summary) + "\n")
-    write_json(folder / "verification.json", summary)
-    print(markdown(summary), *written, folder / "verification.json", sep="\n")
+    write_json(folder / VERIFICATION, summary)
+    print(markdown(summary), *written, folder / VERIFICATION, sep="\n")
 
 
 def summarize(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model.mask_network import MaskNetwork, channels_last
-from model.recurrent import learns_on_cpu, lstm_with_constant
+from model.recurrent import call_lstm, learns_on_cpu, lstm_with_constant
 
 # kernel in time, kernel in frequency, dilation in time
 LAYERS = ((1, 7, 1), (7, 1, 1), (5, 5, 1), (5, 5, 2), (5, 5, 4), (5, 5, 8), (5, 5, 16))
@@ -68,7 +68,7 @@ class VoiceFilter(MaskNetwork):
             if embedding is not None:
                 x = torch.cat([x, embedding[:, None].to(x.dtype).expand(-1, x.shape[1], -1)], dim=2)
             if self.lstm is not None:
-                x, _ = self.lstm(x)  # [B, T, (2*)H]
+                x, _ = call_lstm(self.lstm, x)  # [B, T, (2*)H]
         x = torch.relu(self.fc1(torch.relu(x) if self.lstm is not None else x))
         return self.to_mask(self.split_planes(self.fc2(x)))
 

@@ -30,7 +30,8 @@ def command(script: str, *arguments: str) -> None:
     if told:  # torchrun ends with a code of its own
         sys.exit(128 + told[-1])
     if code == 2:
-        raise UserError(f"stopped: {script} could not go on (its reason stands above)")
+        named = arguments[0] if script == "-m" else script
+        raise UserError(f"stopped: {named} could not go on (its reason stands above)")
     if code:
         sys.exit(code if code > 0 else 128 - code)  # killed by a signal: as a shell says it
     print(flush=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch
 from config.schema import Config
 from model.foreign import load_embedder
 from model.separator import Separator
+from scripts.memory import Watch, maxrss_bytes
 from scripts.trainer_benchmark import PlainVoiceFilter, seconds_of
 from utils.audio_stream import audio_writer
 from utils.checkpoint import save_checkpoint
@@ -84,8 +83,8 @@ def write_noise(path: Path, seconds: float, rate: int) -> None:
 def run(
     place: Path, seconds: float, rate: int, options: Sequence[str], device: torch.device
 ) -> tuple[float, float, list[list[float]]]:
-    """Wall time in seconds, peak memory in MB and, where the system tells it, the memory as it went, pairs of
-    seconds and MB, of one command. Raises UserError when it fails."""
+    """Wall time in seconds, peak memory in MB (10^6 bytes) and, where the system tells it, the memory as it
+    went, pairs of seconds and MB, of one command. Raises UserError when it fails."""
     mixture = place / f"mixture-{seconds:g}.wav"
     if not mixture.exists():
         write_noise(mixture, seconds, rate)
@@ -108,34 +107,8 @@ def run(
             raise UserError(
                 f"inference.py ended with {child.returncode}: {child.stderr.read().decode()[-300:]}"
             )
-    return wall, usage.ru_maxrss / 1e3, watch.curve
-
-
-class Watch:
-    """Reads a process' memory every half second into `curve`, [seconds since `begin`, MB] each; nothing where
-    the system has no /proc."""
-
-    def __init__(self, pid: int, begin: float) -> None:
-        self.status, self.begin = Path(f"/proc/{pid}/status"), begin
-        self.curve: list[list[float]] = []
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        while not self._over.wait(0.5):
-            try:
-                found = re.search(r"VmRSS:\s+(\d+) kB", self.status.read_text())
-            except OSError:
-                return
-            if found:
-                now = time.perf_counter() - self.begin
-                self.curve.append([round(now, 2), int(found[1]) * 1024 / 1e6])
-
-    def stop(self) -> None:
-        """Ends the reading."""
-        self._over.set()
-        self._thread.join()
+    peak = watch.peak or maxrss_bytes(usage)
+    return wall, peak / 1e6, [[seconds, held / 1e6] for seconds, held in watch.curve]
 
 
 def memory_picture(figures: dict[str, Any]) -> np.ndarray:

@@ -3,7 +3,6 @@ floor."""
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +19,7 @@ from model.foreign import MINDSLAB
 from model.optimization import make_optimizer
 from model.separator_task import SeparatorTask
 from model.task import to_device
+from scripts.memory import peak_memory
 from utils.device import autocast, keep_memory
 
 MATRIX = 4096
@@ -144,8 +144,9 @@ def measure_trainer(config: Config, steps: int, plain_steps: int, device: torch.
     step()
     waited = 0.0
     ours = seconds_of(step, steps, device)
-    size, memory = config.train.batch_size, peak_memory(device)
-    batch = to_device(next(batches), device)
+    cuda = device.type == "cuda"
+    size, memory = config.train.batch_size, torch.cuda.max_memory_allocated(device) if cuda else peak_memory()
+    batch = task.objective.with_spectra(to_device(next(batches), device))
     frames, bins = batch["mixture"].shape[1:]
     plain = plain_seconds(size, frames, bins, plain_steps, device)
     flops, rate = operations(task, batch), matrix_rate(device, config.train.precision)
@@ -154,16 +155,10 @@ def measure_trainer(config: Config, steps: int, plain_steps: int, device: torch.
         "precision": config.train.precision,
         "examples_per_second": size / ours, "seconds_per_example": ours / size,
         "plain_seconds_per_example": plain / size, "ratio": plain / ours,
-        "wait_share": waited / (ours * (steps + 1)), "peak_memory_mb": memory,
+        "wait_share": waited / (ours * (steps + 1)), "peak_memory_mb": memory / 1e6,
         "gflop_per_example": flops / size / 1e9, "matrix_gflops": rate / 1e9,
         "floor_seconds_per_example": flops / size / rate,
     }  # fmt: skip
-
-
-def peak_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 def trainer_markdown(figures: dict[str, Any]) -> str:

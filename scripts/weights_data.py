@@ -17,7 +17,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from datasets.transfer import run_tool, unpack_debian, verify
 from utils.audio import read_audio, resample, write_flac
 from utils.errors import UserError
 from utils.files import atomic_folder
+from utils.processes import cores, in_processes
 from utils.progress import progress_bar
 
 RATE, KOKORO_RATE = 16000, 24000
@@ -48,11 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__ or "", config_help=None)
     parser.add_argument("-o", "--out", default="data/weights", help="folder for voices, noise and music")
     parser.add_argument("-n", "--voices", type=int, default=128, help="how many voices are made")
+    parser.add_argument("-p", "--processes", type=int, default=cores(), help="processes that make voices")
     options = parse_arguments(parser, arguments)
     out = Path(options.out)
     fetched = out / "fetched"
     fetch(fetched)
-    make_voices(out / "voices", fetched, options.voices)
+    make_voices(out / "voices", fetched, options.voices, options.processes)
     make_noise(out / "noise")
     for package, folder, seconds in (
         ("sonic-pi-samples", "noise", NOISE_SECONDS * 10),
@@ -160,7 +162,7 @@ def sentences(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def make_voices(folder: Path, fetched: Path, count: int) -> None:
+def make_voices(folder: Path, fetched: Path, count: int, processes: int) -> None:
     """`folder`/kokoro/VOICE/1/VOICE-1-000N.flac, a few sentences of each voice, women and men in turn.
 
     A voice lies between two style vectors of one sex, or a little beyond the first; speed and level are its
@@ -168,25 +170,36 @@ def make_voices(folder: Path, fetched: Path, count: int) -> None:
     """
     names = [900000 + k for k in range(count)]
     missing = [name for name in names if not _utterance(folder, name, UTTERANCES - 1).exists()]
-    if not missing:
-        return
-    kokoro, texts = Kokoro(fetched), sentences(fetched / "debian/fortunes")
-    for name in progress_bar(missing, "voices", unit="voice"):
-        generator = np.random.default_rng([SEED_VOICES, name - 900000])
-        pool = [style for style in kokoro.styles if style[1] == "fm"[name % 2]]
-        first, second = generator.choice(pool, 2, replace=False)
-        share = generator.uniform(-0.25, 1.0)
-        step = share * (0.5 if share > 0 else 1.0)
-        style = kokoro.styles[first] + step * (kokoro.styles[second] - kokoro.styles[first])
-        speed = float(np.exp(generator.uniform(np.log(0.85), np.log(1.2))))
-        language = "en-gb" if first[0] == "b" or generator.random() < 0.15 else "en-us"
-        level = generator.uniform(-30, -18)
-        for number in range(UTTERANCES):
-            sound = kokoro.say(texts[generator.integers(len(texts))], style, speed, language)
-            loud = np.flatnonzero(np.abs(sound) > 0.02 * np.abs(sound).max())
-            sound = sound[max(0, loud[0] - RATE // 10) : loud[-1] + 1 + RATE // 10]
-            sound = sound * 10 ** (level / 20) / np.sqrt(np.square(sound).mean())
-            write_flac(_utterance(folder, name, number), sound / max(1.0, np.abs(sound).max() / 0.98), RATE)
+    make = partial(_make_voice, folder, fetched)
+    for _ in progress_bar(
+        in_processes(make, missing, processes, "speaking"), "voices", total=len(missing), unit="voice"
+    ):
+        pass
+
+
+def _make_voice(folder: Path, fetched: Path, name: int) -> None:
+    kokoro, texts = _speaker_and_texts(fetched)
+    generator = np.random.default_rng([SEED_VOICES, name - 900000])
+    pool = [style for style in kokoro.styles if style[1] == "fm"[name % 2]]
+    first, second = generator.choice(pool, 2, replace=False)
+    share = generator.uniform(-0.25, 1.0)
+    step = share * (0.5 if share > 0 else 1.0)
+    style = kokoro.styles[first] + step * (kokoro.styles[second] - kokoro.styles[first])
+    speed = float(np.exp(generator.uniform(np.log(0.85), np.log(1.2))))
+    language = "en-gb" if first[0] == "b" or generator.random() < 0.15 else "en-us"
+    level = generator.uniform(-30, -18)
+    for number in range(UTTERANCES):
+        sound = kokoro.say(texts[generator.integers(len(texts))], style, speed, language)
+        loud = np.flatnonzero(np.abs(sound) > 0.02 * np.abs(sound).max())
+        sound = sound[max(0, loud[0] - RATE // 10) : loud[-1] + 1 + RATE // 10]
+        sound = sound * 10 ** (level / 20) / np.sqrt(np.square(sound).mean())
+        write_flac(_utterance(folder, name, number), sound / max(1.0, np.abs(sound).max() / 0.98), RATE)
+
+
+@cache
+def _speaker_and_texts(fetched: Path) -> tuple[Kokoro, list[str]]:
+    """Once a process."""
+    return Kokoro(fetched), sentences(fetched / "debian/fortunes")
 
 
 def _utterance(folder: Path, name: int, number: int) -> Path:

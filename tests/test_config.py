@@ -42,6 +42,16 @@ def test_every_shipped_configuration_loads_and_builds(path: Path) -> None:
         ("nonsense", ["train.batch_size=4"]),
         ("trian.steps=3", ["unknown key 'trian'", "did you mean 'train'"]),
         ("train=[1", ["YAML"]),
+        ("store.folder={{DIR}}", ["YAML"]),
+        ("store.folder=2024-13-01", ["YAML"]),
+        (
+            "network={kind: ensemble, members: [{kind: film_blstm}, {kind: lite}]}",
+            [
+                "network.members.1.kind",
+                "expected one of band_split, film_blstm, unet, voicefilter",
+                "got 'lite'",
+            ],
+        ),
     ],
 )
 def test_a_wrong_option_is_refused_with_its_key(override: str, words: list[str]) -> None:

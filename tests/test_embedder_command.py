@@ -179,6 +179,18 @@ def test_a_result_never_takes_the_place_of_what_is_read(
     assert (tmp_path / "a/x.wav").read_bytes() == before
 
 
+@pytest.mark.parametrize("what", ["embed", "verify"])
+def test_where_nothing_can_be_written_nothing_is_computed(
+    run: Runner, corpus_folder: Path, embedder_file: Path, tmp_path: Path, what: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(command, "embed_waves" if what == "embed" else "embed_clips", None)
+    (tmp_path / "file").touch()
+    named = [corpus_folder] if what == "embed" else ["-d", corpus_folder]
+    code, _, err = run(command.main, what, *named, "-e", embedder_file, "-o", tmp_path / "file/x")
+    assert code == 2 and "cannot write there" in err
+
+
 def test_speakers_are_known_again_beside_other_corpora() -> None:
     assert heard_speakers(["anna", "voices/bert", "carl"], ["voices/anna", "bert"]) == {"anna", "voices/bert"}
     assert heard_speakers(["voices/anna"], ["others/anna"]) == set()

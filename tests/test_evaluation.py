@@ -26,13 +26,15 @@ from model import evaluation
 from model.evaluation import Evaluation
 from model.evaluation_page import as_html
 from model.recognition import load_recognizer, normalized, recognize, word_error_rate, word_errors
-from model.row_scores import METRICS, SIGNAL_METRICS, RowAudio, over_suppression, overlap_share, score_row
+from model.row_scores import LISTENED, METRICS, RowAudio, over_suppression, overlap_share, score_row
+from model.test_set import result_name
 from tests.conftest import SHARED, TINY, tone_voice, train_arguments
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.metrics import CEILING_DB, SILENCE_DB
 from utils.perception import WORST_PESQ, missing_packages, pesq, stoi
 
 ROOT = Path(__file__).parents[1]
+SIGNAL_METRICS = tuple(name for name in METRICS if name not in LISTENED)
 Runner = Callable[..., tuple[int, str, str]]
 
 
@@ -459,3 +461,8 @@ def test_the_page_opens_in_a_browser(run: Runner, trained: Path, store: Path, tm
     assert done.returncode == 0
     assert done.stdout.count("<audio") == 24 and done.stdout.count("<img") == 7
     assert "CONSOLE" not in done.stderr
+
+
+def test_every_seed_s_results_have_a_folder_of_their_own() -> None:
+    assert result_name("chkpt/A/best.pt", "test") == "A-best-test"
+    assert result_name("chkpt/A/seed-1/best.pt", "test", "inv_sub") == "A-seed-1-best-test-inv_sub-1"

@@ -815,6 +815,13 @@ def test_the_mean_of_two_trainings_is_handed_on(run: Runner, trained: Path, tmp_
     written = load_checkpoint(mean)
     assert not {"presence", "step", "validation"} & written.keys()
     assert written["training_speakers"] == sorted({*content["training_speakers"], "z"})
+    unknown = {name: value for name, value in content.items() if name != "training_speakers"}
+    torch.save(unknown, tmp_path / "unknown.pt")
+    assert run(convert.main, later, "--average", tmp_path / "unknown.pt", "-o", mean)[0] == 0
+    assert "training_speakers" not in load_checkpoint(mean), "nobody knows all of them"
+    for option, value in (("-e", later), ("-c", "config/mindslab.yaml"), ("--activation", "mish")):
+        code, _, err = run(convert.main, later, option, value, "-o", tmp_path / "x.safetensors")
+        assert code == 2 and f"{option} {value} has no effect on it" in err
     for name, value in content["network"].items():
         expected = value + (0.25 if value.is_floating_point() else 3)
         torch.testing.assert_close(written["network"][name], expected, msg=name)

@@ -439,6 +439,19 @@ def test_a_stream_gives_what_the_file_gives(lite: Path, voices: Path, run: Runne
     assert np.abs(estimate - whole).max() <= 1
 
 
+@pytest.mark.parametrize("how", [["--stream"], ["-m", "-", "-o", "-"]])
+def test_who_reads_may_have_had_enough(lite: Path, voices: Path, how: list[str]) -> None:
+    given = ["--checkpoint_path", str(lite), "-r", str(voices / "reference.wav"), *how]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with (voices / "mixed.wav").open("rb") as source, os.fdopen(writing, "wb") as sink:
+        words = [sys.executable, "inference.py", *given]
+        found = subprocess.run(
+            words, stdin=source, stdout=sink, stderr=subprocess.PIPE, cwd=ROOT, timeout=120, check=False
+        )
+    assert found.returncode == 0 and b"BrokenPipe" not in found.stderr, found.stderr
+
+
 def test_a_stream_comes_out_while_it_goes_in() -> None:
     separator = separator_of(TINY_LITE)
 
@@ -483,6 +496,10 @@ def test_options_that_do_not_go_together_are_refused(
         ([*given, *mixture, "-o", voices / "out", "--threshold", 0.9], "--threshold 0.9: has no effect"),
         ([*given, *mixture, "-o", voices / "out", "--backend", "onnx", "--precision", "bf16"], "in fp32"),
         ([*given, "-m", voices, "-o", "-"], "-o -: is for a single recording"),
+        (
+            [*given, "-m", voices, "-o", voices / "out.wav"],
+            "out.wav: is for a single recording",
+        ),
         ([*given, *mixture, "-o", voices / "out", "--device", "mps"], "no Apple GPU"),
         ([*given, *mixture, "-o", voices / "mixed.wav/out"], "cannot write there"),
         ([*given, *mixture, "-o", voices / "o", "--report", voices], "is a folder; name a file"),

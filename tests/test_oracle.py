@@ -1,12 +1,15 @@
-"""Ideal masks bound what a separator can reach."""
+"""Benchmarks: ideal masks bound what a separator can reach; a step is timed on any store."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 import benchmark
 import generator
+from scripts import trainer_benchmark
 from tests.conftest import TINY
 from utils.files import read_json
 
@@ -23,3 +26,24 @@ def test_ideal_masks_are_scored_on_a_store(
     assert magnitude > decibels > mixture and ratio > mixture + 5
     code, _, err = run(benchmark.main, "masks")
     assert code == 2 and "name a store with --data" in err
+
+
+@pytest.mark.parametrize("more", [[], ["store.kind=wave"], ["data.mode=live"]])
+def test_a_step_is_timed_on_any_store(
+    run: Callable[..., tuple[int, str, str]],
+    corpus_folder: Path,
+    embedder_file: Path,
+    tmp_path: Path,
+    more: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trainer_benchmark, "plain_seconds", lambda *arguments: 1.0)
+    monkeypatch.setattr(trainer_benchmark, "MATRIX", 64)
+    made = ["-d", str(corpus_folder), "-o", str(tmp_path / "s"), "-p", "1", "-e", str(embedder_file)]
+    generator.main([*made, *TINY, *more])
+    given = ["--data", tmp_path / "s", "-e", embedder_file, "--steps", 1, "-o", tmp_path / "t.json"]
+    code, text, err = run(benchmark.main, "trainer", *given, *TINY, *more)
+    assert code == 0 and "batch 4, 189 frames x 129 bins" in text, err
+    assert read_json(tmp_path / "t.json")["peak_memory_mb"] > 50
+    code, _, err = run(benchmark.main, "trainer", *given, "-o", tmp_path / "s")
+    assert code == 2 and "is a folder" in err

@@ -65,6 +65,12 @@ def test_stored_equals_rendered_now(stored: Store) -> None:
     assert list(rendered.batches(4)) == list(split.batches(4))
 
 
+def test_a_checkpoint_of_another_rate_is_refused(stored: Store) -> None:
+    stored.require_rate(stored.settings["audio"]["sample_rate"])
+    with pytest.raises(UserError, match=r"is at 16000 Hz, the checkpoint at 8000 Hz"):
+        stored.require_rate(8000)
+
+
 def test_speakers_of_a_store_are_disjoint(stored: Store) -> None:
     used = {
         name: {
@@ -381,6 +387,8 @@ def test_whole_utterances_of_unequal_length_lie_in_one_array(corpus_folder: Path
             np.testing.assert_array_equal(split.read_one("mixture_wave", row), example.mixture)
             assert split.read_one("mixture", row).shape == (-(-len(example.mixture) // 128) + 1, 129)
     assert sorted(seen) == list(range(6))
+    with pytest.raises(UserError, match=r"do not fit into one batch .* segments of one length"):
+        split.read("mixture", range(6))
     assert verify_split(split.folder) == []
     again = make(corpus, tmp_path / "s", "data.protocol=padded")
     assert hashes(again.folder) == hashes(store.folder)

@@ -18,7 +18,6 @@ import pytest
 import torch
 from torch import nn
 
-import generator
 import trainer
 from config.options import Training
 from datasets.dataset import StoredExamples
@@ -29,6 +28,7 @@ from model.learner import Learner
 from model.lite import Lite
 from model.optimization import learning_rate
 from model.patience import Patience
+from model.recurrent import call_lstm
 from model.separator_task import SeparatorTask
 from model.task import Outcome
 from tests.conftest import TINY
@@ -43,13 +43,6 @@ EVERYTHING = [
     "train.schedule=plateau", "train.patience_lr=1", "train.accumulate=2", "train.batch_size=2",
     "train.clip_norm=1.0", "train.explosion=50", "train.skip_failures=2", "train.best=si_sdr_after_median",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def store(corpus_folder: Path, embedder_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trainer") / "store"
-    generator.main(["-d", str(corpus_folder), "-o", str(folder), "-p", "1", "-e", str(embedder_file), *TINY])
-    return folder
 
 
 @pytest.fixture
@@ -431,6 +424,23 @@ def test_fp16_wants_a_cuda_device(run: Runner, arguments: Arguments, tmp_path: P
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_an_lstm_has_no_float16_gradients_on_cuda() -> None:
+    """Autocast would compute it in float16, where gradients this small are zero."""
+    lstm, x = nn.LSTM(8, 8, batch_first=True, bidirectional=True).cuda(), torch.randn(2, 5, 8).cuda()
+    gradients = []
+    for enabled in (False, True):
+        lstm.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16, enabled):
+            y, _ = call_lstm(lstm, x)
+        assert y.dtype == torch.float32
+        (1e-9 * y.sum()).backward()
+        assert lstm.weight_hh_l0.grad is not None
+        gradients.append(lstm.weight_hh_l0.grad.clone())
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-2, atol=1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_fp16_learns_and_resumes_on_cuda(arguments: Arguments, tmp_path: Path, interrupt: Interrupt) -> None:
     more = ["train.precision=fp16", "train.steps=8"]
     assert interrupt(lambda: trainer.main(arguments(tmp_path, *more))) == 0
@@ -473,6 +483,8 @@ def test_a_failing_step_names_its_examples_and_saves_them(
     (batch,) = load_checkpoint(path)["batches"]
     assert 5 in batch["example"].tolist() and batch["mixture"].isnan().any()
     assert "examples 5, saved as" in sentence
+    last = load_checkpoint(tmp_path / "chkpt/m/last.pt")  # what the user goes on from
+    assert all(value.isfinite().all() for value in last["network"].values())
 
 
 def test_failing_steps_are_skipped_and_counted(
@@ -514,7 +526,7 @@ def test_a_skipped_step_leaves_the_statistics_of_batch_norm() -> None:
     norm = nn.BatchNorm1d(3)
     norm(torch.randn(5, 3))
     before = {name: value.clone() for name, value in norm.named_buffers()}
-    kept = KeptBuffers(norm, wanted=True)
+    kept = KeptBuffers(norm)
     norm(torch.full((5, 3), float("nan")))
     kept.restore()
     assert all(torch.equal(value, before[name]) for name, value in norm.named_buffers())
@@ -711,3 +723,26 @@ def test_changes_that_are_allowed_are_shown_and_a_run_is_found_where_the_runs_ar
     other[other.index("-m") + 1] = "n"
     assert run(trainer.main, *other)[0] == 0
     assert (tmp_path / "chkpt/n/last.pt").exists()
+
+
+def test_weights_that_have_heard_the_validation_s_people_are_named(
+    run: Runner, arguments: Arguments, tmp_path: Path, trained: Path, store: Path
+) -> None:
+    people = Store(store).people("validation")
+    content = load_checkpoint(trained)
+    for heard, warned in ((people, True), (content["training_speakers"], False)):
+        torch.save(content | {"training_speakers": heard}, tmp_path / "heard.pt")
+        more = ["train.steps=1", "--checkpoint_path", str(tmp_path / "heard.pt"), "-m", f"n{warned}"]
+        code, out, err = run(trainer.main, *arguments(tmp_path, *more))
+        assert code == 0 and (f"heard in the training of {tmp_path / 'heard.pt'}" in out) == warned, out + err
+
+
+def test_a_store_without_a_training_split_is_named(
+    run: Runner, arguments: Arguments, tmp_path: Path, store: Path
+) -> None:
+    shutil.copytree(store, tmp_path / "s")
+    content = json.loads((store / "store.json").read_text())
+    content["splits"].pop("train")
+    (tmp_path / "s/store.json").write_text(json.dumps(content))
+    code, _, err = run(trainer.main, *arguments(tmp_path, f"store.folder={tmp_path / 's'}"))
+    assert code == 2 and "has no split train, only validation, test" in err

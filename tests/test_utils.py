@@ -12,6 +12,7 @@ import torch
 from tests.conftest import tone_voice
 from utils.audio import active_seconds, audio_info, read_audio, read_mono, resample, write_audio
 from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.device import choose_device
 from utils.errors import UserError
 from utils.files import atomic_file, atomic_folder
 from utils.metrics import (
@@ -239,3 +240,11 @@ def test_checkpoints_are_read_without_running_code(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=words):
             load_checkpoint(tmp_path / f"{name}.pt")
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert choose_device("cuda:0") == torch.device("cuda:0") and choose_device() == torch.device("cuda")
+    with pytest.raises(UserError, match=r"--device cuda:1: 1 are here, the first is cuda:0"):
+        choose_device("cuda:1")

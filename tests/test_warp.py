@@ -90,6 +90,17 @@ def test_a_corpus_of_new_voices(tmp_path: Path, capsys: pytest.CaptureFixture[st
         warp.main([*arguments, "--seed", "1"])
 
 
+def test_equal_names_in_other_folders_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warp, "warp_voice", lambda samples, rate, drawn: samples)
+    for k, folder in enumerate(("first", "second")):
+        write_flac(tmp_path / f"c/anna/{folder}/0001.flac", tone_voice(0, 2.0, k), 16000)
+    utterances = index_corpus([tmp_path / "c"]).utterances
+    drawn = {"anna": draw_warps("anna", 1, *LIMITS, 0)}
+    assert warp.warp_corpus(utterances, drawn, tmp_path / "o", 16000, 1) == []
+    made = index_corpus([tmp_path / "o"]).utterances
+    assert len(made) == 2 and len({u.digest for u in made}) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -23,6 +23,7 @@ from scripts.commands import command as run_command
 from tests.conftest import SHARED
 from utils.audio import read_audio, write_audio
 from utils.checkpoint import load_checkpoint
+from utils.errors import UserError
 from utils.metrics import si_sdr
 
 Runner = Callable[..., tuple[int, str, str]]
@@ -141,6 +142,8 @@ time.sleep(30)
     with pytest.raises(SystemExit) as ended:
         run_command("-c", child)
     assert ended.value.code == 143 and signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(UserError, match=r"stopped: scripts\.weights_data could not go on"):
+        run_command("-m", "scripts.weights_data", "--no-such-option")
 
 
 def test_noises_are_made_alike_every_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -181,6 +181,17 @@ def standard_output(stream: TextIO | None) -> BinaryIO:
     if stream is None:
         raise UserError("standard output is closed; it is where the sound should go")
     return stream.buffer
+
+
+@contextmanager
+def reader_may_leave(stream: BinaryIO) -> Iterator[None]:
+    """What reads a pipe may have had enough: that ends the block, and no error comes later from what is still
+    in the buffer, which Python writes when it ends."""
+    try:
+        yield
+    except BrokenPipeError:
+        with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 class Spool:

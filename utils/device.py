@@ -27,6 +27,8 @@ def choose_device(name: str = "auto") -> torch.device:
         raise UserError(f"--device {name}: no Apple GPU is available here")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: no CUDA device is available here")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: {torch.cuda.device_count()} are here, the first is cuda:0")
     return device
 
 
