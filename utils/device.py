@@ -83,7 +83,7 @@ def keep_memory() -> None:
     """Lets glibc keep what tensors on the CPU have freed, for the next ones (other systems: nothing).
 
     By default a block above 32 MiB at most goes back to the kernel when it is freed, which maps the next one
-    page by page and fills it with zeros: a quarter of a full-size training step (docs/experiments.md).
+    page by page and fills it with zeros: 44 % of a full-size training step (docs/experiments.md).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
