@@ -119,7 +119,7 @@ def _process(task: Task) -> str:
 def warp_corpus(
     utterances: Sequence[Utterance], warps: dict[str, list[Warp]], target: Path, rate: int, processes: int
 ) -> list[tuple[Task, str]]:
-    """Writes `target`/VOICE/ID.flac for each utterance of the people in `warps`; what is there stays.
+    """Writes `target`/VOICE/VOICE-ID.flac for each utterance of the people in `warps`; what is there stays.
 
     `target`/warp.csv lists the voices. Returns the tasks that failed, with the causes.
     """
@@ -128,7 +128,7 @@ def warp_corpus(
     _require_same_voices(target, header)
     write_csv(target / REPORT, HEADER, header)
     tasks = [
-        Task(utterance.path, target / warp.name / _file_name(utterance), rate, warp)
+        Task(utterance.path, target / warp.name / _file_name(utterance, warp.name), rate, warp)
         for utterance in utterances
         for warp in warps.get(utterance.speaker, ())
     ]
@@ -139,9 +139,11 @@ def warp_corpus(
     return [(task, cause) for task, cause in zip(left, causes, strict=True) if cause]
 
 
-def _file_name(utterance: Utterance) -> str:
-    """Of a speaker's utterances no two have the same, whatever folders they lie in."""
-    return f"{quote(utterance.id.removeprefix(f'{utterance.speaker}/'), safe='')}.flac"
+def _file_name(utterance: Utterance, voice: str) -> str:
+    """Of a voice's utterances no two have the same, whatever folders they come from; begins with the voice,
+    because a name of LibriSpeech's would be taken for the old one's."""
+    own = utterance.id.removeprefix(f"{utterance.speaker}/")
+    return f"{voice}-{quote(own, safe='')}.flac"
 
 
 def _require_same_voices(target: Path, rows: Sequence[tuple[str, ...]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class Run:
             )
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
         self.validated = 0  # the step of the last validation
+        self.all_speakers_known = True  # unless it started from weights that do not say whom they have heard
         self.signals, self.stop_signal = StopSignals(), 0
         self.mark = 0.0
         self.speed = Speed(distributed.world_size())
@@ -63,7 +64,9 @@ class Run:
             if initial:
                 content = load_checkpoint(initial)
                 self.task.start_from(content, initial)
-                self.task.speakers |= set(content.get("training_speakers", ()))
+                self._has_heard(content)
+                if not self.all_speakers_known:
+                    print(f"NOTE: {initial}: does not say whom it has heard; neither will this run")
                 self.learner.averages.restart()
             return
         last, content = found
@@ -97,7 +100,7 @@ class Run:
                 f"{last}: its weights do not fit another network ({'; '.join(changes) or error})"
             ) from error
         training = content["training"]
-        self.task.speakers |= set(content["training_speakers"])
+        self._has_heard(content)
         self.step, self.seconds = training["step"], training["seconds"]
         self.validated = training.get("validated", self.step)
         if any(change.startswith(OTHER_SCORES) for change in changes):  # scores so far say nothing
@@ -106,6 +109,10 @@ class Run:
         else:
             self.best = training["best"]
 
+    def _has_heard(self, content: Mapping[str, Any]) -> None:
+        self.task.speakers |= set(content.get("training_speakers", ()))
+        self.all_speakers_known &= "training_speakers" in content
+
     def save(self, name: str, validation: dict[str, float] | None = None) -> None:
         """Writes a checkpoint: `last.pt` with what a training needs to go on, others to be used. Its weights
         are the averages if there are any."""
@@ -113,8 +120,9 @@ class Run:
             content = self.task.content() | {
                 "step": self.step,
                 "validation": validation or {},
-                "training_speakers": sorted(self.task.speakers),
             }
+            if self.all_speakers_known:
+                content["training_speakers"] = sorted(self.task.speakers)
             if name != "last.pt":
                 self.folder.save(name, content)
                 return

@@ -49,7 +49,7 @@ class Watch:
             now, peak = _of(self.pid, "VmRSS"), _of(self.pid, "VmHWM")
             if now and peak:
                 self.curve.append((round(time.perf_counter() - self.begin, 2), now))
-                self.peak = peak
+                self.peak = max(self.peak or 0, peak, now)  # the two are counted apart, and differ a little
 
     def stop(self) -> None:
         """Ends the looking."""

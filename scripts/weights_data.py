@@ -43,13 +43,17 @@ STYLES, STYLES_SHA256 = "kokoro-js@1.2.1", "1f0d0383ef0349af0bd9440d81dc12abbea3
 DEBIAN = ("fortunes", "sonic-pi-samples", "asterisk-moh-opsound-wav")
 UTTERANCES, NOISES, MACHINES, NOISE_SECONDS, MUSIC_SECONDS = 3, 120, 40, 8, 120
 SEED_VOICES, SEED_NOISE, SEED_MACHINES = 7, 3, 11
+PROCESSES = 4
+"""At most, unless more are asked for: each holds a model of 82 million parameters."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argument_parser(__doc__ or "", config_help=None)
     parser.add_argument("-o", "--out", default="data/weights", help="folder for voices, noise and music")
     parser.add_argument("-n", "--voices", type=int, default=128, help="how many voices are made")
-    parser.add_argument("-p", "--processes", type=int, default=cores(), help="processes that make voices")
+    parser.add_argument(
+        "-p", "--processes", type=int, default=min(cores(), PROCESSES), help="processes that make voices"
+    )
     options = parse_arguments(parser, arguments)
     out = Path(options.out)
     fetched = out / "fetched"

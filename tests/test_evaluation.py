@@ -10,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import mir_eval
 import numpy as np
@@ -25,12 +27,13 @@ from config.load import run_script
 from model import evaluation
 from model.evaluation import Evaluation
 from model.evaluation_page import as_html
+from model.evaluation_summary import compare, summarize_rows
 from model.recognition import load_recognizer, normalized, recognize, word_error_rate, word_errors
 from model.row_scores import LISTENED, METRICS, RowAudio, over_suppression, overlap_share, score_row
-from model.test_set import result_name
+from model.test_set import System, TestSet, Wanted, result_name
 from tests.conftest import SHARED, TINY, tone_voice, train_arguments
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.metrics import CEILING_DB, SILENCE_DB
+from utils.metrics import CEILING_DB, SILENCE_DB, bootstrap_interval, sign_flip_p
 from utils.perception import WORST_PESQ, missing_packages, pesq, stoi
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +61,7 @@ def speech(seconds: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
     return np.resize(first, length), np.resize(second, length)
 
 
-def test_a_row_s_scores_are_those_of_the_packages() -> None:
+def test_a_scores_scores_are_those_of_the_packages() -> None:
     target, other = speech()
     noise = 0.01 * np.random.default_rng(0).standard_normal(len(target)).astype(np.float32)
     estimate = target + 0.2 * other + noise
@@ -466,3 +469,90 @@ def test_the_page_opens_in_a_browser(run: Runner, trained: Path, store: Path, tm
 def test_every_seed_s_results_have_a_folder_of_their_own() -> None:
     assert result_name("chkpt/A/best.pt", "test") == "A-best-test"
     assert result_name("chkpt/A/seed-1/best.pt", "test", "inv_sub") == "A-seed-1-best-test-inv_sub-1"
+
+
+def six_people() -> tuple[TestSet, list[str], np.ndarray]:
+    """18 mixtures of six people and six examples without the asked voice; who is asked for, and which are
+    the mixtures."""
+    people = [f"p{row % 6}" for row in range(24)]
+    roles = ["absent" if row % 4 == 3 else "mixture" for row in range(24)]
+    recipes = [
+        SimpleNamespace(
+            index=row, role=role, kind=role, reverse=False, seconds=3.0, target=None,
+            reference=SimpleNamespace(utterance=f"{person}-r"),
+            interference=[
+                SimpleNamespace(kind="speech", clips=[SimpleNamespace(utterance=f"p{(row + 1) % 6}-r")])
+            ],
+        )
+        for row, (person, role) in enumerate(zip(people, roles, strict=True))
+    ]  # fmt: skip
+    utterances = {
+        f"p{n}-r": SimpleNamespace(speaker=f"p{n}", sex="FM"[n % 2], text=None, frames=1) for n in range(6)
+    }
+    split: Any = SimpleNamespace(recipes=recipes)
+    known: Any = utterances
+    data = TestSet("list", "test", split, known, 16000, "crop", Path())
+    return data, people, np.flatnonzero(np.array(roles) == "mixture")
+
+
+def test_the_figures_of_a_system_are_numpy_s() -> None:
+    data, people, mixtures = six_people()
+    random = np.random.default_rng(0)
+    before, first, second = (System(name, Path(), name, "d") for name in ("mixture", "a", "b"))
+    for row in range(24):
+        there = data.recipes[row].role == "mixture"
+        for number, system in enumerate((before, first, second)):
+            system.rows[row] = {
+                "level": -20.0 - 10 * number,
+                "similarity": random.uniform(0.6, 0.9) - 0.5 * (not there),
+            }
+            if there:
+                system.rows[row] |= {
+                    "si_sdr": random.normal(3 * number, 2),
+                    "similarity_other": random.uniform(0.5, 0.8),
+                }
+                system.rows[row] |= {"impostors": [0.1] * 10 if number else [0.95] * 10}
+    wanted = Wanted(("si_sdr", "similarity", "similarity_other", "level"))
+    found = summarize_rows(data, before, first, wanted)
+    own, changed = (np.array([s.rows[row]["si_sdr"] for row in mixtures]) for s in (before, first))
+    who = [people[row] for row in mixtures]
+    assert (found["n"], found["speakers"], found["absent_n"]) == (18, 6, 6)
+    assert found["si_sdr_improvement_mean"] == pytest.approx((changed - own).mean())
+    assert found["si_sdr_after_median"] == pytest.approx(np.median(changed))
+    assert found["si_sdr_before_std"] == pytest.approx(own.std(ddof=1))
+    limits = found["si_sdr_improvement_low"], found["si_sdr_improvement_high"]
+    assert limits == bootstrap_interval(changed - own, who)
+    assert found["accepted_share"] == pytest.approx((changed - own > 1).mean())
+    assert found["worse_share"] == pytest.approx((changed < own).mean())
+    for person, figures in found["by_person"].items():
+        gains = (changed - own)[[name == person for name in who]]
+        assert figures["n"] == len(gains) and figures["mean"] == pytest.approx(gains.mean())
+    pairs = ["".join("FM"[int(name[1]) % 2]) + "-" + "MF"[int(name[1]) % 2] for name in who]
+    assert {pair: figures["n"] for pair, figures in found["by_sex"].items()} == {
+        pair: pairs.count(pair) for pair in set(pairs)
+    }
+    wrong = [
+        s.rows[row]["similarity_other"] > s.rows[row]["similarity"]
+        for s in (before, first)
+        for row in mixtures
+    ]
+    assert found["wrong_voice_share_before"] == pytest.approx(np.mean(wrong[:18]))
+    assert found["wrong_voice_share_after"] == pytest.approx(np.mean(wrong[18:]))
+    assert (found["verification_eer_before"], found["verification_eer_after"]) == (1, 0)
+    assert found["verification_trials"] == 18 * 11
+    assert found["claimed_eer_after"] == 0, "who is absent is less like the estimate"
+    assert (found["absent_level_mean"], found["absent_silenced_share"]) == (-10, 0)
+
+    rows = {row["metric"]: row for row in compare(data, before, first, second, wanted)}
+    later = np.array([second.rows[row]["si_sdr"] for row in mixtures])
+    row = rows["si_sdr"]
+    assert row["mean"] == pytest.approx((later - changed).mean()) and row["mean"] > 1
+    assert (row["low"], row["high"]) == bootstrap_interval(later - changed, who)
+    assert row["p"] == sign_flip_p(later - changed, who) and row["p"] < 0.05
+    assert row["better_share"] == pytest.approx((later > changed).mean())
+    shares = [100 * (scores - own > 1).mean() for scores in (changed, later)]
+    assert rows["accepted_share"]["mean"] == pytest.approx(shares[1] - shares[0])
+    # the less like the other voice the better
+    assert rows["similarity_other"]["better_share"] == pytest.approx(
+        np.mean([second.rows[r]["similarity_other"] < first.rows[r]["similarity_other"] for r in mixtures])
+    )

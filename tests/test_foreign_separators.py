@@ -691,7 +691,7 @@ def test_convert_takes_embedders_and_never_its_input(
         ([release, "-e", embedder_file, "-o", release], "would be overwritten"),
         ([release, "-e", embedder_file, "-o", embedder_file], "would be overwritten"),
         ([release, "-o", voices / "x.pt"], "brings no embedder"),
-        ([voices / "embedder.pt", "-e", embedder_file, "-o", voices / "x.pt"], "no separator that is known"),
+        ([voices / "embedder.pt", "-e", embedder_file, "-o", voices / "x.pt"], "no separator of another"),
         ([voices / "mine.pt", "-o", voices / "x.pt"], "is a checkpoint of this project already"),
         ([release, "-e", embedder_file, "-c", voices / "own.yaml", "-o", voices / "x.pt"], "not a YAML file"),
         ([voices / "gone.pt", "-o", voices / "x.pt"], "no such checkpoint"),
@@ -920,7 +920,7 @@ def test_a_file_that_is_not_known_says_what_it_holds(
 ) -> None:
     torch.save({"model": {"encoder.weight": torch.ones(2)}}, tmp_path / "x.pt")
     code, _, err = run(convert.main, tmp_path / "x.pt", "-e", embedder_file, "-o", tmp_path / "y.pt")
-    assert code == 2 and "no separator that is known" in err and "it holds encoder.weight" in err
+    assert code == 2 and "no separator of another project" in err and "it holds encoder.weight" in err
     (tmp_path / "folder.pt").mkdir()
     state = write_layout(tmp_path, "release")
     code, _, err = run(convert.main, state, "-e", embedder_file, "-o", tmp_path / "folder.pt")

@@ -825,7 +825,7 @@ def test_results_never_overwrite_inputs_or_each_other(
         (["-m", "mixed.wav", "-o", "out.flac"], "the result is a WAV file"),
         (["-m", "mixed.wav", "-o", "-", "--keep", "residual"], "only the estimate goes there"),
         (["-m", "mixed.wav", "-o", "out", "--presence", "--mask", "inv_sub"], "listens to the voice itself"),
-        (["-m", "in", "-o", "mixed.wav"], "mixed.wav: cannot write there"),
+        (["-m", "in", "-o", "mixed.wav"], "mixed.wav: is for a single recording; name a folder for many"),
         (["--stream", "--strength", "0.5"], "without --strength"),
         (["--stream", "--report"], "without --report"),
     ]

@@ -21,12 +21,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from config.load import load_config
-from model import exported, long_recurrence, recording, separator
+from model import exported, long_recurrence, presence, recording, separator
 from model.dvector import DVector
 from model.exported import export_separator, exported_separator, quantize
 from model.graph_parts import cut
 from model.long_recurrence import Rows
 from model.onnx_network import OnnxGraph
+from model.presence import Calibration, Listener
 from model.recording import Wishes, separate_recording
 from model.separator import Separator
 from tests.conftest import tone_voice
@@ -325,3 +326,39 @@ def test_a_file_that_changes_under_its_reader_is_refused(tmp_path: Path) -> None
             system, tmp_path / "x.wav", torch.randn(1, 256), place, Wishes(), stopping=Meanwhile()
         )
     assert not list((tmp_path / "o").iterdir())
+
+
+@pytest.mark.parametrize("mono", [False, True])
+def test_presence_in_a_long_recording_is_judged_by_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mono: bool
+) -> None:
+    """Mixture and estimate, which are read at different times, belong to the same moments."""
+    for module in (presence, recording):
+        monkeypatch.setattr(module, "PIECE_SECONDS", 1.0)
+    system = separator_of({"kind": "film_blstm", "front_dim": 8, "lstm_dim": 8, "level_frames": 41})
+    for parameter in system.parameters():
+        parameter.data.mul_(4)  # what is heard differs from piece to piece
+    rate = 44100
+    mixture = np.stack([tone_voice(0, 6.3, 0, rate), 0.3 * tone_voice(1, 6.3, 0, rate)])
+    mixture[:, : 2 * rate] *= 0.02
+    write_audio(tmp_path / "x.wav", mixture, rate)
+    vector = torch.randn(1, 256)
+    heard = resample(mixture.mean(0, keepdims=True) if mono else mixture, rate, 16000)
+    listener = Listener(system, vector)
+    listener(heard.mean(0), system.separate_channels(heard, vector).mean(0))
+    found, weights = listener.evidence(), (300.0, -200.0, 2.0)
+    offset = -float(np.mean([np.dot(weights, evidence.vector(False)) for evidence in found]))
+    calibration = Calibration(weights, offset, 10, 0.9, 0.9)
+    probabilities = [calibration.probability(evidence) for evidence in found]
+    best = int(np.argmax(probabilities))
+    assert len(found) == 5 and max(probabilities) - min(probabilities) > 0.05
+    wishes = Wishes(mono=mono, calibration=calibration)
+    report = separate_recording(system, tmp_path / "x.wav", vector, tmp_path / "y.wav", wishes)
+    assert report.presence == pytest.approx(probabilities[best], abs=0.02) and report.heard_at == best
+    assert report.similarity == pytest.approx(found[best].similarity, abs=1e-4)
+    assert report.residual_similarity == pytest.approx(found[best].residual_similarity, abs=1e-4)
+    strict = Wishes(mono=mono, calibration=calibration, threshold=1.0, absent="silence")
+    report = separate_recording(system, tmp_path / "x.wav", vector, tmp_path / "z.wav", strict)
+    silence, _ = soundfile.read(tmp_path / "z.wav", always_2d=True)
+    assert report.written == "silence" and report.present is False
+    assert silence.shape == (mixture.shape[1], 1 if mono else 2) and not silence.any()

@@ -375,7 +375,7 @@ def test_stored_magnitudes_and_waveforms_teach_the_same(tmp_path: Path) -> None:
     objective = tiny_objective(["loss.power_law_complex=0.1"], embedders()["resemblyzer"]).eval()
     batch = wave_batch()
     with torch.no_grad():
-        spectra = objective._with_spectra(batch)
+        spectra = objective.with_spectra(batch)
         for name in ("mixture_wave", "target_wave", "spectrum"):
             del spectra[name]
         torch.testing.assert_close(objective(spectra)["loss"], objective(batch)["loss"])
@@ -389,7 +389,7 @@ def test_every_criterion_alone_learns_from_stored_magnitudes_and_from_waveforms(
     objective = tiny_objective(options, embedders()["resemblyzer"])
     batch = wave_batch()
     batch["target_wave"][0] = 0.0
-    spectra = SeparatorObjective._with_spectra(objective, batch)
+    spectra = SeparatorObjective.with_spectra(objective, batch)
     stored = ["mixture", "target", "embedding", *(["cosine"] if objective.config.loss.needs_phase else [])]
     losses = []
     for examples in ({key: spectra[key] for key in stored}, batch):

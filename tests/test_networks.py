@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from config.load import check_config, load_config
+from model import band_split, film_blstm, layers, recurrent, voicefilter
 from model.band_split import BandSplit, band_widths
 from model.dvector import DVector
 from model.ensemble import Ensemble
@@ -18,7 +19,7 @@ from model.film_blstm import FilmBlstm
 from model.lite import Lite
 from model.mask_network import MaskNetwork
 from model.masks import MASK_FLOOR, Masking
-from model.recurrent import lstm_in_steps, lstm_with_constant
+from model.recurrent import call_lstm, lstm_in_steps, lstm_with_constant
 from model.separator import Separator, build_network
 from model.spectral import Spectral, from_db, to_db
 from model.streaming import StreamingSeparator
@@ -810,3 +811,70 @@ def test_a_wider_network_begins_as_the_narrower_one(front: int, lstm: int, toler
     assert narrow.widened(wide.state_dict())["out.weight"].shape == state["out.weight"].shape, (
         "never narrower"
     )
+
+
+# ---------------------------------------------------------------- how they are run
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_lstm_is_called_in_the_way_that_cuda_needs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast would compute it in float16 there (`call_lstm`)."""
+    inside: list[nn.LSTM] = []
+    seen: list[bool] = []
+
+    def watched(lstm: nn.LSTM, *given: Any) -> Any:
+        inside.append(lstm)
+        found = call_lstm(lstm, *given)
+        inside.pop()
+        return found
+
+    for module in (band_split, film_blstm, layers, recurrent, voicefilter):
+        monkeypatch.setattr(module, "call_lstm", watched)
+    network = network_of(kind).eval()
+    lstms = [module for module in network.modules() if isinstance(module, nn.LSTM)]
+    for lstm in lstms:
+        lstm.register_forward_pre_hook(lambda lstm, given: seen.append(lstm in inside))
+    with torch.no_grad():
+        network(mixture_of(network), torch.randn(3, DIM))
+    assert len(seen) == len(lstms) and all(seen)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_an_lstm_has_no_float16_gradients_on_cuda() -> None:
+    """In which those of a mean over many bins would be zero."""
+    lstm, x = nn.LSTM(8, 8, batch_first=True, bidirectional=True).cuda(), torch.randn(2, 5, 8).cuda()
+    gradients = []
+    for enabled in (False, True):
+        lstm.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16, enabled):
+            y, _ = call_lstm(lstm, x)
+        assert y.dtype == torch.float32
+        (1e-9 * y.sum()).backward()
+        assert lstm.weight_hh_l0.grad is not None
+        gradients.append(lstm.weight_hh_l0.grad.clone())
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-2, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["film_blstm residual", "band_split whole", "voicefilter"])
+def test_a_compiled_network_is_the_network(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_module = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compile_module(self, backend="eager"))
+    network = network_of(kind)
+    names = list(network.state_dict())
+    mixture, embedding = mixture_of(network), torch.randn(3, DIM)
+    found = []
+    for compiled in (False, True):
+        if compiled:
+            network.compile_forward()
+        network.zero_grad()
+        network.train()
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.eval()
+        mask = network(mixture, embedding)
+        mask.square().mean().backward()
+        found.append([mask.detach(), *(p.grad.clone() for p in network.parameters() if p.grad is not None)])
+    assert list(network.state_dict()) == names and len(found[0]) == len(found[1]) > 1
+    for own, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, own)

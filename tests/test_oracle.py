@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 import benchmark
 import generator
 from scripts import trainer_benchmark
+from scripts.memory import Watch, peak_memory
 from tests.conftest import TINY
 from utils.files import read_json
 
@@ -47,3 +51,17 @@ def test_a_step_is_timed_on_any_store(
     assert read_json(tmp_path / "t.json")["peak_memory_mb"] > 50
     code, _, err = run(benchmark.main, "trainer", *given, "-o", tmp_path / "s")
     assert code == 2 and "is a folder" in err
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system has no /proc")
+def test_the_memory_of_a_command_is_its_own() -> None:
+    """Not what this process held when it started it."""
+    assert peak_memory() > 100e6
+    for megabytes in (0, 200):
+        code = f"import time; held = b'x' * {megabytes}_000_000; time.sleep(0.5); del held; time.sleep(0.3)"
+        with subprocess.Popen([sys.executable, "-c", code]) as child:
+            watch = Watch(child.pid, time.perf_counter())
+            child.wait()
+            watch.stop()
+        assert watch.peak is not None and megabytes * 1e6 < watch.peak < (megabytes + 60) * 1e6
+        assert watch.curve and max(held for _, held in watch.curve) <= watch.peak

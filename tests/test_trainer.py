@@ -25,10 +25,8 @@ from datasets.store import Store
 from model.averaging import Averages
 from model.failure import Failures, KeptBuffers
 from model.learner import Learner
-from model.lite import Lite
 from model.optimization import learning_rate
 from model.patience import Patience
-from model.recurrent import call_lstm
 from model.separator_task import SeparatorTask
 from model.task import Outcome
 from tests.conftest import TINY
@@ -411,33 +409,47 @@ def test_seeds_run_one_after_the_other_and_are_summed_up(
     assert all(torch.equal(value, alone["network"][key]) for key, value in best[1]["network"].items())
 
 
-def test_compiling_leaves_the_names_of_the_weights() -> None:
-    network = Lite(17, 4)
-    names = list(network.state_dict())
-    network.compile_forward()
-    assert list(network.state_dict()) == names
+@pytest.mark.parametrize(
+    ("options", "at", "share"),
+    [
+        ({}, (99, 0.5, 3), 1.0),
+        ({"warmup_steps": 10}, (4, 0.0, 0), 0.5),
+        ({"warmup_steps": 10}, (10, 0.0, 0), 1.0),
+        ({"schedule": "cosine"}, (99, 0.25, 0), 0.5 * (1 + 0.5**0.5)),
+        ({"schedule": "cosine"}, (99, 1.0, 0), 0.0),
+        ({"schedule": "halved", "halve_every": 30}, (99, 0.5, 0), 0.125),
+        ({"schedule": "exponential", "decay": 0.9}, (99, 0.5, 2), 0.81),
+        ({"schedule": "cosine", "warmup_steps": 200}, (99, 0.5, 0), 0.25),
+    ],
+)
+def test_the_learning_rate_s_course(
+    options: dict[str, Any], at: tuple[int, float, int], share: float
+) -> None:
+    train = Training(learning_rate=2e-3, **options)
+    assert learning_rate(train, *at) == pytest.approx(2e-3 * share)
+
+
+@pytest.mark.parametrize(
+    ("end", "last"),
+    [
+        (["train.steps=2"], 2),
+        (["train.steps=50", "train.epochs=1", "train.batch_size=8"], 3),  # of 24 examples
+        (["train.steps=50", "train.minutes=1e-5"], 1),  # which are over after the first
+    ],
+)
+def test_a_training_ends_where_it_should(
+    arguments: Arguments, tmp_path: Path, end: list[str], last: int
+) -> None:
+    assert trainer.main(arguments(tmp_path, *end, "train.schedule=cosine")) == 0
+    content = load_checkpoint(tmp_path / "chkpt/m/last.pt")
+    assert content["step"] == last
+    best = load_checkpoint(tmp_path / "chkpt/m/best.pt")
+    assert best["validation"], "the end is validated"
 
 
 def test_fp16_wants_a_cuda_device(run: Runner, arguments: Arguments, tmp_path: Path) -> None:
     code, _, err = run(trainer.main, *arguments(tmp_path, "train.precision=fp16", "--device", "cpu"))
     assert code == 2 and "train.precision fp16: needs a CUDA device" in err
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_an_lstm_has_no_float16_gradients_on_cuda() -> None:
-    """Autocast would compute it in float16, where gradients this small are zero."""
-    lstm, x = nn.LSTM(8, 8, batch_first=True, bidirectional=True).cuda(), torch.randn(2, 5, 8).cuda()
-    gradients = []
-    for enabled in (False, True):
-        lstm.zero_grad()
-        with torch.autocast("cuda", torch.bfloat16, enabled):
-            y, _ = call_lstm(lstm, x)
-        assert y.dtype == torch.float32
-        (1e-9 * y.sum()).backward()
-        assert lstm.weight_hh_l0.grad is not None
-        gradients.append(lstm.weight_hh_l0.grad.clone())
-    assert gradients[0].abs().max() > 0
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-2, atol=1e-12)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -735,6 +747,16 @@ def test_weights_that_have_heard_the_validation_s_people_are_named(
         more = ["train.steps=1", "--checkpoint_path", str(tmp_path / "heard.pt"), "-m", f"n{warned}"]
         code, out, err = run(trainer.main, *arguments(tmp_path, *more))
         assert code == 0 and (f"heard in the training of {tmp_path / 'heard.pt'}" in out) == warned, out + err
+        assert set(heard) <= set(load_checkpoint(tmp_path / f"chkpt/n{warned}/best.pt")["training_speakers"])
+    torch.save({k: v for k, v in content.items() if k != "training_speakers"}, tmp_path / "heard.pt")
+    more = ["--checkpoint_path", str(tmp_path / "heard.pt"), "-m", "unknown"]
+    for steps in (1, 2):  # started, and gone on with
+        code, out, err = run(
+            trainer.main, *arguments(tmp_path, *more, f"train.steps={steps}", "--allow_changes")
+        )
+        assert code == 0 and ("does not say whom it has heard" in out) == (steps == 1), err
+        for name in ("best", "last"):
+            assert "training_speakers" not in load_checkpoint(tmp_path / f"chkpt/unknown/{name}.pt")
 
 
 def test_a_store_without_a_training_split_is_named(

@@ -13,7 +13,7 @@ import soundfile
 from datasets import warp
 from datasets.corpus import index_corpus
 from datasets.warp import Warp, draw_warps, warp_voice
-from tests.conftest import tone_voice
+from tests.conftest import tone_voice, write_librispeech
 from utils.audio import read_mono, write_flac
 from utils.errors import UserError
 
@@ -79,11 +79,11 @@ def test_a_corpus_of_new_voices(tmp_path: Path, capsys: pytest.CaptureFixture[st
     with (tmp_path / "o/warp.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["voice"] for row in rows] == ["anna~1", "anna~2", "ben~1", "ben~2"]
-    info = soundfile.info(tmp_path / "o/anna~1/u0.flac")
+    info = soundfile.info(tmp_path / "o/anna~1/anna~1-u0.flac")
     assert (info.samplerate, info.subtype) == (16000, "PCM_16")
     assert "4 voices of 2 people" in capsys.readouterr().out
     before = {path: path.read_bytes() for path in (tmp_path / "o").rglob("*.flac")}
-    (tmp_path / "o/anna~1/u0.flac").unlink()
+    (tmp_path / "o/anna~1/anna~1-u0.flac").unlink()
     assert warp.main(arguments) == 0  # goes on
     assert {path: path.read_bytes() for path in (tmp_path / "o").rglob("*.flac")} == before
     with pytest.raises(UserError, match="holds the voice anna~1 with other factors"):
@@ -99,6 +99,18 @@ def test_equal_names_in_other_folders_stay_apart(tmp_path: Path, monkeypatch: py
     assert warp.warp_corpus(utterances, drawn, tmp_path / "o", 16000, 1) == []
     made = index_corpus([tmp_path / "o"]).utterances
     assert len(made) == 2 and len({u.digest for u in made}) == 2
+
+
+def test_new_voices_are_people_beside_the_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a corpus whose files' names say who speaks."""
+    monkeypatch.setattr(warp, "warp_voice", lambda samples, rate, drawn: samples * 10 ** (drawn.pitch - 1.5))
+    corpus = write_librispeech(tmp_path / "c", speakers=2, utterances=2)
+    utterances = index_corpus([corpus]).utterances
+    drawn = {name: draw_warps(name, 2, *LIMITS, 0) for name in ("100", "101")}
+    assert warp.warp_corpus(utterances, drawn, tmp_path / "o", 16000, 1) == []
+    both = index_corpus([corpus, tmp_path / "o"])
+    assert len(both.utterances) == 12 and not both.unusable
+    assert len(both.by_speaker()) == 6
 
 
 @pytest.mark.parametrize(
