@@ -156,14 +156,16 @@ class Store:
 
     def people(self, split: str) -> list[str]:
         """The speakers of a split. Raises UserError when the store has no such split."""
+        self._require(split)
+        return list(self.report["splits"][split]["speakers"])
+
+    def _require(self, split: str) -> None:
         if split not in self.splits:
             raise UserError(f"{self.folder}: has no split {split}, only {', '.join(self.splits)}")
-        return list(self.report["splits"][split]["speakers"])
 
     def split(self, name: str) -> StoredSplit:
         """Raises UserError when the store has no such split or it is incomplete."""
-        if name not in self.splits:
-            raise UserError(f"{self.folder}: has no split {name}, only {', '.join(self.splits)}")
+        self._require(name)
         if name == "train" and self.live:
             raise UserError(f"{self.folder}: its training examples are live (data.mode), none are stored")
         return StoredSplit(self.folder / name)

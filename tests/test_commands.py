@@ -308,7 +308,10 @@ def bad_inputs(voices: Path, trained: Path) -> dict[str, tuple[list[str], str]]:
 
     return {
         "no mixture": (case(m="gone.wav"), "gone.wav: no such file"),
-        "text": (case(m="text.wav"), "text.wav: not a readable audio file"),
+        "text": (
+            case(m="text.wav"),
+            "text.wav: not a readable audio file (Invalid data found when processing input)",
+        ),
         "nan": (case(m="nan.wav"), "nan.wav: holds NaN or infinite samples, the first after 0.0 s"),
         "short reference": (case(r="short.wav"), "s of speech, at least 0.4 s is needed"),
         "silent reference": (case(r="silent.wav"), "silent.wav: is silent"),

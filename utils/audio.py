@@ -179,6 +179,11 @@ def _decode(path: Path | str) -> tuple[np.ndarray, int]:
     return np.concatenate(blocks, axis=1), rate
 
 
+def _cause(error: Exception) -> str:
+    """FFmpeg's words, without its number and the file's name once more."""
+    return str(getattr(error, "strerror", None) or error)
+
+
 def av_header(path: Path | str) -> tuple[int, int]:
     """The rate in Hz and the samples a channel that the container promises (0: it says nothing)."""
     import av  # here: it is slow to import, and only rare formats need it
@@ -191,7 +196,7 @@ def av_header(path: Path | str) -> tuple[int, int]:
             seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0
             return int(stream.rate), round(seconds * stream.rate)
     except (av.error.FFmpegError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not a readable audio file ({error})") from error
+        raise UserError(f"{path}: not a readable audio file ({_cause(error)})") from error
 
 
 def av_frames(path: Path | str, rate: int) -> int:
@@ -212,7 +217,7 @@ def av_blocks(path: Path | str) -> Iterator[np.ndarray]:
             for frame in container.decode(audio=0):
                 yield from (part.to_ndarray() for part in resampler.resample(frame))
     except (av.error.FFmpegError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not a readable audio file ({error})") from error
+        raise UserError(f"{path}: not a readable audio file ({_cause(error)})") from error
 
 
 # ---- loudness and lossless files
