@@ -242,6 +242,8 @@ def time_trainer(options: argparse.Namespace) -> dict[str, Any]:
     """Figures of a training step on a store, see `measure_trainer`."""
     if not options.data:
         raise UserError("the examples of the steps: name a store with --data")
+    if options.steps < 1:
+        raise UserError(f"--steps {options.steps}: expected at least 1")
     overrides = [*options.overrides, f"store.folder={options.data}"]
     config = load_config(options.config, overrides)
     if options.embedder:

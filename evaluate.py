@@ -74,9 +74,8 @@ def _evaluate(options: argparse.Namespace, wanted: Wanted, device: torch.device)
         raise UserError(
             f"the checkpoints work at different rates ({sorted(rates)} Hz): score them one by one"
         )
-    if stored:
-        warn_of_task(stored, options, separators)
     data, out = stored or listed_set(options, separators, rates.pop()), Path(options.out)
+    warn_of_task(data, options, separators)
     folders = [out / result_name(path, data.name, options.mask, options.factor) for path in separators]
     if len(set(folders)) < len(options.checkpoints):
         raise UserError(
@@ -227,7 +226,7 @@ def mixture_system(data: TestSet, out: Path, listener: Embedder | None) -> Syste
     """The unprocessed mixture, as judged by the embedder `listener`, if there is one."""
     folder = out / f"mixture-{data.name}"
     of = data.split.fingerprint
-    return System(MIXTURE, folder, fingerprint([SCORES, of, _hears(listener)]), of)
+    return System(MIXTURE, folder, fingerprint([SCORES, of, data.rate, _hears(listener)]), of)
 
 
 def system_of(
@@ -282,10 +281,13 @@ RANKED = ("worst", "median", "best")
 
 def check_examples(data: TestSet, wanted: Sequence[str]) -> None:
     """Raises UserError for examples that `find_example` could not find."""
-    count = len(data.recipes)
     for which in wanted:
-        if which not in RANKED and not (which.isdecimal() and int(which) < count):
-            raise UserError(f"--save_audio {which}: expected best, median, worst or an index below {count}")
+        if which not in RANKED and not (which.isdecimal() and int(which) in data.row_of):
+            first, last = min(data.row_of), max(data.row_of)
+            raise UserError(
+                f"--save_audio {which}: expected best, median, worst or an index that is there "
+                f"({first} to {last})"
+            )
         if which in RANKED and not any(recipe.role == "mixture" for recipe in data.recipes):
             raise UserError(f"--save_audio {which}: there is no mixture that holds the asked voice")
 
@@ -305,9 +307,10 @@ def check_words(data: TestSet, wanted: Wanted) -> None:
 
 
 def find_example(data: TestSet, mixture: System, system: System, which: str) -> int:
-    """The row that `which` names: its number, or the mixture of best, median or worst SI-SDR improvement."""
+    """The row that `which` names: by its recipe's index, or the mixture of best, median or worst SI-SDR
+    improvement."""
     if which.isdecimal():
-        return int(which)
+        return data.row_of[int(which)]
     rows = [row for row, recipe in enumerate(data.recipes) if recipe.role == "mixture"]
     order = np.argsort(values(system, "si_sdr", rows) - values(mixture, "si_sdr", rows), kind="stable")
     return rows[order[{"worst": 0, "median": len(rows) // 2, "best": -1}[which]]]

@@ -97,8 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @torch.inference_mode()
 def compare(separator: Separator, exported: Separator) -> str:
-    """The largest difference of masks and embedder's vectors at LENGTHS, and of the samples of more than a
-    piece where that goes through layer by layer. Raises UserError above TOLERANCE."""
+    """The largest difference of masks and embedder's vectors at LENGTHS, of the embeddings of references of
+    several lengths, and of the samples of more than a piece where that goes through layer by layer. Raises
+    UserError above TOLERANCE."""
     torch.manual_seed(0)
     found = {"mask": 0.0}
     for frames in LENGTHS:
@@ -116,6 +117,11 @@ def compare(separator: Separator, exported: Separator) -> str:
                 features = embedder.features(0.1 * noise)
                 difference = (embedder(features) - exported.embedder(features)).abs().max().item()
                 found["embedder"] = max(found.get("embedder", 0.0), difference)
+    if separator.embedder is not None and exported.embedder is not None:
+        rate = separator.reference_rate
+        waves = [0.1 * torch.randn(round(seconds * rate)) for seconds in (2.3, 1.0, 3.1)]
+        ours, theirs = separator.embedder.embed(waves), exported.embedder.embed(waves)
+        found["references"] = (ours - theirs).abs().max().item()
     if exported.hears_whole:
         long = 0.1 * torch.randn(1, round((CHUNK_SECONDS + 2) * separator.sample_rate)).numpy()
         vector = None if separator.embedder is None else example(separator, 1, 1)[1]
@@ -130,7 +136,7 @@ def compare(separator: Separator, exported: Separator) -> str:
 
 @torch.inference_mode()
 def trace(separator: Separator, path: Path) -> Path:
-    """The mask network as TorchScript, compared at LENGTHS; the causal one with its state."""
+    """The mask network as TorchScript, compared at LENGTHS."""
     import warnings
 
     network = alone(separator.network)

@@ -85,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             store = Store(folder)
             if embedder is not None and rank == 0:
-                reference_embeddings(folder, store.utterances, references_of(store, plans), embedder)
+                # by our own paths: another machine may have written the store's table since
+                reference_embeddings(folder, recordings.by_id, references_of(store, plans), embedder)
     counts = ", ".join(f"{name} {split.count}" for name, split in plans.items())
     left = f"; {missing} shards are still to come from the other ranks" if missing else ""
     print(f"{folder}: {f'rank {rank} of {ranks} has finished, ' if ranks > 1 else ''}{counts}{left}")
@@ -260,13 +261,18 @@ def generate(
     write_utterances(table, recordings.by_kind)
     unusable = [row for p in plans.values() for row in (*p.left_out, *p.short)]
     write_csv(folder / "unusable.csv", ("path", "cause"), [*recordings.unusable, *unusable])
-    missing, utterances = 0, recordings.by_id
-    with Workers(table, utterances, processes) as workers:
+    missing, utterances, own = 0, recordings.by_id, table
+    if ranks > 1:  # machines may have the corpora in other places, and write the table over each other's
+        own = folder / f".utterances-{rank}.csv"
+        write_utterances(own, recordings.by_kind)
+    with Workers(own, utterances, processes) as workers:
         for name, split in plans.items():
             print(split.describe())
             if name == "train" and config.data.mode == "live":
                 continue
             missing += write_shards(prepare(config, folder / name, split, utterances, rank, ranks), workers)
+    if own != table:
+        own.unlink()
     return missing
 
 

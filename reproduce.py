@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from config.load import argument_parser, parse_arguments, run_script
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     given = [sha256_of(name) for name in (options.tuples, options.embedder) if name and Path(name).is_file()]
     for number, step in enumerate(steps, 1):
-        mark = plan.folder / "done" / fingerprint([step.arguments, given])
+        mark = plan.folder / "done" / fingerprint([step.arguments, given, _contents(step.arguments)])
         if mark.exists() and step.result.exists():
             continue
         print(f"[{number}/{len(steps)}] {step.what}")
@@ -72,6 +73,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_text(plan.folder / "table.md", text)
     print(f"{text}\n{plan.folder / 'table.md'}")
     return 0
+
+
+def _contents(arguments: Sequence[str]) -> list[str]:
+    """What the files are whose names are given: checkpoints, lists, configurations, the splits of stores."""
+    found = [Path(name) for name in arguments[1:] if Path(name).is_file()]
+    stores = [Path(name) for option, name in pairwise(arguments) if option == "--data"]
+    found += [index for store in stores for index in sorted(store.glob("*/index.json"))]
+    return [sha256_of(path) for path in found]
 
 
 def check_test(table: Table, options: argparse.Namespace) -> None:

@@ -29,8 +29,8 @@ from datasets.transfer import (
     unpack,
     verify,
 )
+from datasets.tree import is_audio, walk_files
 from datasets.voices import build_debian_voices
-from utils.audio import AUDIO_SUFFIXES
 from utils.errors import UserError
 from utils.files import atomic_file
 
@@ -230,7 +230,7 @@ def choose_corpus(given: Path | None, root: Path) -> tuple[Path, str]:
     cannot be reached within 5 s, the Debian voices. Raises UserError for a `given` without audio.
     """
     if given is not None:
-        if not any(path.suffix.lower() in AUDIO_SUFFIXES for path in given.rglob("*")):
+        if not given.is_dir() or not any(map(is_audio, walk_files(given))):
             raise UserError(f"{given}: no folder with audio files in it")
         return given, "your own corpus, under its own licence"
     best, second = "librispeech-dev-clean", "debian-voices"

@@ -71,7 +71,7 @@ class Drawer:
             raise UserError(
                 f"{split}: {there} of {indexed} speakers have enough audio ({needed}), a mixture needs two"
             )
-        each = data.babble_voices if data.interference.babble else 1
+        each = data.babble_voices if data.interference.babble else int(data.interference.speech > 0)
         most = 1 + (data.kinds.target_absent > 0) + data.interferers[1] * each
         if there < most:
             raise UserError(

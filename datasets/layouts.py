@@ -141,7 +141,7 @@ def voxceleb(tree: Tree) -> Listing:
     sexes: dict[str, str] = {}
     for table in tree.tables("vox1_meta.csv", "vox2_meta.csv"):
         columns, rows = read_table(table)
-        sexes |= {row[columns[0]]: sex_of(row.get("gender", "")) for _, row in rows}
+        sexes |= {row.get(columns[0], ""): sex_of(row.get("gender", "")) for _, row in rows}
     listing = Listing()
     for path in tree.audio:
         parts = path.split("/")

@@ -28,7 +28,7 @@ from typing import Any
 
 from config.load import argument_parser, differences, parse_arguments, run_script
 from datasets.scan import check_file
-from datasets.tree import is_text
+from datasets.tree import is_text, walk_files
 from utils.audio import (
     AUDIO_SUFFIXES,
     LOUDNESS_BLOCK,
@@ -119,6 +119,8 @@ def _process(task: Task) -> Row:
         samples = read_mono(source, settings.rate)
     except UserError as error:
         return Row(*known, "failed", note=str(error).removeprefix(f"{source}: "))
+    if not len(samples):
+        return Row(*known, "failed", note=f"too short for a sample at {settings.rate} Hz")
     loudness = integrated_loudness(samples, settings.rate)
     gain, limited, notes = _gain(loudness, peak_level(samples), settings)
     if len(samples) < LOUDNESS_BLOCK * settings.rate:
@@ -193,7 +195,7 @@ def _plan(source: Path, target: Path, settings: Settings) -> tuple[list[Task], l
         raise UserError(f"{target}: the result must lie neither in {source} nor around it")
     tasks: dict[str, Task] = {}
     clashes = []
-    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+    for path in sorted(source / name for name in walk_files(source)):
         name = path.relative_to(source).as_posix()
         if not is_text(name):
             shown = os.fsencode(name).decode(errors="replace")

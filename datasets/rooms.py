@@ -41,6 +41,11 @@ class Room:
             raise ValueError(f"room {tree}")
         if not room.rir and not (room.size and room.source and room.microphone and room.rt60 > 0):
             raise ValueError(f"room {tree}")
+        if room.size is not None:
+            for point in (room.source or (), room.microphone or ()):
+                inside = [0 < place < side for place, side in zip(point, room.size, strict=True)]
+                if not room.rir and not all(inside):
+                    raise ValueError(f"room {tree}: {point} is not in it")
         return room
 
 

@@ -232,8 +232,8 @@ class SpeakerCrops(Dataset[Batch]):
         labels, recipes = [], []
         for row in rows:
             labels.append(people[row] * len(speeds) + played[row])
-            # a generator for each row, so that a rank need not draw what is others'
-            own = np.random.default_rng([*self._key, step, row])
+            # one for each row, so that a rank need not draw what is others' (0 is the step's own)
+            own = np.random.default_rng([*self._key, step, row + 1])
             utterances = self._people[self.names[people[row]]]
             first = (step * wanted + row) * self.train.utterances
             for number, (utterance, part, parts) in enumerate(self._turns(utterances, own)):

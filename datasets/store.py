@@ -290,6 +290,8 @@ def verify_split(folder: Path) -> list[Path]:
     """What of a split is missing or has other bytes than were written: shards, and its recipes."""
     index = folder / "index.json"
     recipes = folder / "recipes.jsonl"
+    if not index.exists():  # the generator was stopped before it
+        return [index]
     whole = recipes.exists() and sha256_of(recipes) == _entry(index, "recipes")
     size, examples = _entry(index, "front_end")["shard_size"], _entry(index, "examples")
     fingerprint, bad = sha256_of(index)[:16], [] if whole else [recipes]

@@ -87,7 +87,15 @@ def is_acappella(tree: Tree) -> bool:
 
 def _singer_tables(tree: Tree) -> list[Path]:
     tables = [Path(tree.path(path)) for path in tree.other if path.lower().endswith(".csv")]
-    return [table for table in tables if {"id", "singer"} <= set(read_columns(table)[0])]
+    return [table for table in tables if {"id", "singer"} <= _columns_of(table)]
+
+
+def _columns_of(table: Path) -> set[str]:
+    """None where it is no table that we can read: any CSV may lie beside recordings."""
+    try:
+        return set(read_columns(table)[0])
+    except UserError:
+        return set()
 
 
 def _audio_of(row: dict[str, str], by_name: dict[str, list[str]]) -> str | None:

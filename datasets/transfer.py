@@ -9,6 +9,7 @@ import lzma
 import os
 import re
 import shutil
+import ssl
 import stat
 import subprocess
 import tarfile
@@ -157,7 +158,8 @@ def _receive(url: str, part: Path, size: int | None, connect_timeout: float, exp
         start = have if resumed else 0
         total = size if response.length is None else start + response.length
         if size is not None and total != size:
-            part.unlink(missing_ok=True)
+            if resumed or not have:  # another answer says nothing of what came before
+                part.unlink(missing_ok=True)
             raise UserError(f"{url}: the server announces {total} bytes, expected {size}")
         if size is None and total is not None:
             # a part that is started over makes its own room
@@ -170,7 +172,7 @@ def _receive(url: str, part: Path, size: int | None, connect_timeout: float, exp
                 while block := response.read(1 << 16):
                     file.write(block)
                     bar.update(len(block))
-            except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            except (http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
                 raise _Broken(f"after {bar.n} bytes: {error}") from error
             if total is not None and bar.n < total:
                 raise _Broken(f"after {bar.n} of {total} bytes")

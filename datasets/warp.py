@@ -152,6 +152,11 @@ def _require_same_voices(target: Path, rows: Sequence[tuple[str, ...]]) -> None:
         return
     with (target / REPORT).open(newline="", encoding="utf-8") as file:
         known = {row[0]: tuple(row) for row in csv.reader(file) if row}
+    if gone := sorted(known.keys() - {row[0] for row in rows} - {HEADER[0]}):
+        raise UserError(
+            f"{target}: also holds {', '.join(gone[:5])}{' ...' if len(gone) > 5 else ''}, which would stay "
+            "beside what is asked for now; take another folder"
+        )
     for row in rows:
         if known.get(row[0], row) != row:
             raise UserError(f"{target}: holds the voice {row[0]} with other factors; take another folder")

@@ -55,7 +55,7 @@ def load_separator(path: Path, options: argparse.Namespace) -> Separator:
     by what --backend says; graphs that export.py has written are always run by onnxruntime."""
     if path.suffix.lower() == ".onnx" and is_exported(graph := OnnxGraph.load(path)):
         precision = getattr(options, "precision", None)
-        others = [options.config, options.embedder_path, options.activation, precision]
+        others = [options.config, *options.overrides, options.embedder_path, options.activation, precision]
         for value in [*others, *(["--backend torch"] if options.backend == "torch" else [])]:
             if value:
                 raise UserError(f"{path}: brings all that it needs; {value} cannot be used with it")

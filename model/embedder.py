@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -86,6 +86,10 @@ class Embedder(nn.Module, ABC):
         owners = torch.tensor(speakers, device=embeddings.device)
         mean = mean_by_owner(embeddings, owners, max(speakers) + 1)
         return nn.functional.normalize(mean, dim=-1) if self.unit_length else mean
+
+    def compute_by(self, vectors: Callable[[Tensor], Tensor]) -> None:
+        """Lets something else, such as a graph, compute what `vectors` does."""
+        self.vectors = vectors  # type: ignore[method-assign, assignment]
 
     def features(self, waveforms: Tensor) -> Tensor:
         """The front end [B, N] -> [B, T, M], always in float32."""

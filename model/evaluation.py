@@ -57,7 +57,8 @@ class Evaluation:
         batches = distributed.shared_out(self.data.split.batches(BATCH))
         own = sum(map(len, batches))
         hidden = distributed.rank() > 0
-        pool_of = worker_pool(processes, "scoring") if processes > 1 else nullcontext()
+        alone = processes <= 1
+        pool_of = nullcontext() if alone else worker_pool(processes, "scoring", torch.set_num_threads, (1,))
         with (
             pool_of as pool,
             progress_bar(desc="score", total=own, unit="utterance", leave=False, disable=hidden) as bar,
@@ -74,9 +75,11 @@ class Evaluation:
                 bar.update(self._finish(batch))
         distributed.wait()
         for system in self.systems:
-            system.rows = {
-                row: scores for part in distributed.everybody_s(system.rows) for row, scores in part.items()
-            }
+            merged: dict[int, Row] = {}
+            for part in distributed.everybody_s(system.rows):  # earlier runs' rows are known to all ranks
+                for row, scores in part.items():
+                    merged.setdefault(row, {}).update(scores)
+            system.rows = merged
 
     # -------------------------------------------------------- what is missing
 

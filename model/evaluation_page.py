@@ -69,7 +69,7 @@ def write_page(
     gains = _gains(mixture, systems, "si_sdr", rows)
     if rows:
         pairs, name = [sex_pair(data, row) for row in rows], "sdr"
-        if not np.isfinite(values(mixture, name, rows)).all():  # which was not asked for
+        if not all(np.isfinite(values(s, name, rows)).all() for s in (mixture, *systems)):  # not asked for
             name = "si_sdr"
         shown, metric = _gains(mixture, systems, name, rows), METRICS[name]
         voices, unit = values(mixture, "voices", rows), f"{metric.label}, {metric.unit}"
@@ -100,7 +100,9 @@ def example_signals(separator: Separator, data: TestSet, row: int) -> dict[str, 
     rate, clip = separator.sample_rate, data.recipes[row].reference
     mixture, target = (data.split.read_float(name, [row])[0] for name in WAVEFORMS)
     reference = read_clip(clip, data.utterances[clip.utterance], separator.reference_rate)
-    embedding = None if separator.embedder is None else separator.embed(reference)
+    embedding = None
+    if separator.embedder is not None:  # as it was scored: the clip as it is, with its silence
+        embedding = separator.embedder.embed([torch.from_numpy(reference).to(separator.device)])
     estimate = separator.separate_channels(mixture[None], embedding)[0]
     if not np.isfinite(estimate).all():  # as it was scored
         estimate = np.zeros_like(estimate)

@@ -275,7 +275,7 @@ def with_graphs(
         separator.network = ExportedMask(separator_graph, network)
     if separator.embedder is not None and embedder_graph is not None:
         graph = embedder_graph
-        separator.embedder.vectors = lambda features: graph.run_named({"features": features})[0]  # type: ignore[method-assign]
+        separator.embedder.compute_by(lambda features: graph.run_named({"features": features})[0])
     return separator.eval()
 
 
@@ -297,6 +297,8 @@ def exported_separator(path: Path, graph: OnnxGraph) -> Separator:
         if options is None:
             raise UserError(f"{beside}: is no embedder that export.py wrote")
         embedder = build_embedder(options).eval()
+        for parameter in embedder.parameters():  # the graph has the weights; the same in every process
+            parameter.data.zero_()
     separator = Separator(config, embedder)
     separator.presence = _note(graph, "presence", path)
     return with_graphs(separator, graph, embedder_graph)

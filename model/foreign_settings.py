@@ -68,7 +68,7 @@ def _yaml_documents(text: str, where: str) -> dict[str, Any]:
     """The sections of all documents of a YAML text."""
     try:
         documents = [document for document in yaml.safe_load_all(text) if document is not None]
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, TypeError, ValueError) as error:  # a date that there is not is a ValueError
         raise UserError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
     merged: dict[str, Any] = {}
     for document in documents:

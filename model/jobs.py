@@ -52,7 +52,7 @@ def listed_jobs(path: Path, references: Sequence[Path], folder: Path) -> list[Jo
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: no list that can be read ({error})") from error
     if not rows or "mixture" not in rows[0]:
-        found = ", ".join(rows[0]) if rows else "nothing"
+        found = ", ".join(name for name in rows[0] if name) if rows else "nothing"
         raise UserError(f"{path}: expected a header and rows with {', '.join(COLUMNS)}; found {found}")
     mixtures, voices, outputs = [], [], []
     for number, row in enumerate(rows, 2):

@@ -117,6 +117,7 @@ def separate_recording(
         report.written, powers = wishes.absent, np.zeros(2)
         with _writers(names, reader, channels) as writers:
             for mixed in _blocks(reader, wishes.mono):
+                go_on()
                 kept = mixed if wishes.absent == "mixture" else np.zeros_like(mixed)
                 powers += _powers(mixed, kept)
                 for write, samples in zip(writers, (kept, mixed - kept), strict=False):

@@ -76,7 +76,6 @@ class RowAudio:
 
 def score_row(row: RowAudio) -> dict[str, dict[str, float]]:
     """Scores by system and metric; where nobody is asked for, the level alone is defined."""
-    torch.set_num_threads(1)
     scores = {system: _of_output(row, row.wanted[system], output) for system, output in row.outputs.items()}
     names = [system for system in row.outputs if {"sir", "sar"} & set(row.wanted[system])]
     if names and row.role == "mixture":

@@ -203,7 +203,10 @@ class Separator(nn.Module):
                 raise ValueError("reference None: this network asks whose voice is wanted")
             embedding = self.embed_references(monos, ["reference"] * len(monos))
         own = resample(samples, rate, self.sample_rate)
-        estimate = resample(self.separate_channels(own, embedding), self.sample_rate, rate)
+        if own.shape[1]:  # else it is shorter than a sample at our rate
+            estimate = resample(self.separate_channels(own, embedding), self.sample_rate, rate)
+        else:
+            estimate = np.zeros_like(samples)
         length = samples.shape[1]  # of which rounding may have taken a sample
         estimate = np.pad(estimate, ((0, 0), (0, max(0, length - estimate.shape[1]))))[:, :length]
         estimate = estimate.reshape(mixture.shape)

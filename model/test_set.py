@@ -47,6 +47,11 @@ class TestSet:
         return self.utterances[clip.utterance].speaker
 
     @cached_property
+    def row_of(self) -> dict[int, int]:
+        """The row of every recipe's index; what could not be rendered leaves a gap in these."""
+        return {recipe.index: row for row, recipe in enumerate(self.recipes)}
+
+    @cached_property
     def texts(self) -> list[str | None]:
         """What the target says, where it is a whole utterance with a transcript."""
         return [self._text(recipe) for recipe in self.recipes]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -64,6 +65,16 @@ class VggM(Embedder):
     def vectors(self, features: Tensor) -> Tensor:
         """Magnitudes [W, T, F] -> fc7 [W, D]."""
         return self._vectors(features, None)
+
+    def compute_by(self, vectors: Callable[[Tensor], Tensor]) -> None:
+        super().compute_by(vectors)
+
+        def of_each(features: Tensor, frames: Tensor | None) -> Tensor:
+            if frames is None:
+                return vectors(features)
+            return torch.cat([vectors(row[None, :n]) for row, n in zip(features, frames, strict=True)])
+
+        self._vectors = of_each  # type: ignore[method-assign]
 
     def embed_frames(self, features: Tensor, frames: Tensor) -> Tensor:
         parts = int(frames.max() + LONGEST - 1) // LONGEST

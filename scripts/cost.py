@@ -45,7 +45,7 @@ def hours_and_bytes(runs: Sequence[tuple[Config, int]]) -> Cost:
     for config, seeds in runs:
         epochs = config.train.epochs
         steps = config.train.steps
-        per_epoch = max(1, config.data.train // config.train.batch_size)
+        per_epoch = max(1, config.data.train // (config.train.batch_size * config.train.accumulate))
         steps = min(steps, epochs * per_epoch) if epochs else steps
         examples = steps * config.train.batch_size * config.train.accumulate
         operations += 3 * forward_operations(config) * examples * seeds  # a backward pass costs two forward

@@ -107,21 +107,19 @@ def matrix_rate(device: torch.device, precision: str) -> float:
 
 def operations(task: SeparatorTask, batch: dict[str, Tensor]) -> float:
     """Floating point operations of a step, forwards and backwards."""
-    network, shape = task.separator.network, batch["mixture"].shape
-    counter = FlopCounterMode(display=False)
-    with counter:
+    network, recurrent = task.separator.network, [0.0]
+
+    def count(module: nn.LSTM, inputs: tuple[Tensor, ...], output: object) -> None:
+        rows = inputs[0].numel() // inputs[0].shape[-1]
+        recurrent[0] += 6.0 * rows * sum(p.numel() for n, p in module.named_parameters() if "weight" in n)
+
+    # the counter does not see into recurrent layers (but into model/recurrent.py, which calls none)
+    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, nn.LSTM)]
+    with FlopCounterMode(display=False) as counter:
         task.objective(batch)["loss"].backward()
-    total = float(counter.get_total_flops())
-    for module in network.modules():  # recurrent layers that are computed in one piece are not counted
-        if isinstance(module, nn.LSTM) and not counted_in_parts(module, batch["mixture"].device):
-            weights = sum(p.numel() for name, p in module.named_parameters() if name.startswith("weight"))
-            total += 6 * weights * shape[0] * shape[1]
-    return total
-
-
-def counted_in_parts(lstm: nn.LSTM, device: torch.device) -> bool:
-    """Whether the layer is computed by model/recurrent.py, whose products are counted."""
-    return device.type == "cpu" and lstm.num_layers == 1
+    for hook in hooks:
+        hook.remove()
+    return float(counter.get_total_flops()) + recurrent[0]
 
 
 def measure_trainer(config: Config, steps: int, plain_steps: int, device: torch.device) -> dict[str, Any]:

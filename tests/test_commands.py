@@ -370,7 +370,11 @@ def test_scripts_refuse_what_is_not_there(
         ),
         (evaluate.main, ["gone.pt", "--data", store], "gone.pt: no such checkpoint"),
         (evaluate.main, ["gone.pt", "--data", tmp_path], "no store there"),
-        (evaluate.main, [trained, "--data", store, "-o", tmp_path, "--save_audio", "6"], "an index below 6"),
+        (
+            evaluate.main,
+            [trained, "--data", store, "-o", tmp_path, "--save_audio", "6"],
+            "an index that is there (0 to 5)",
+        ),
     ]
     for main, arguments, words in cases:
         code, _, err = run(main, *arguments)

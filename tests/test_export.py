@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import inference
 from config.load import load_config
 from datasets.store import Store
 from model.dvector import DVector
+from model.embedder import Embedder
 from model.exported import export_separator, exported_separator, through_graphs
 from model.onnx_network import OnnxGraph
 from model.separator import Separator
@@ -102,6 +104,26 @@ def test_vgg_m_is_exported_too(tmp_path: Path) -> None:
         found = exported.embedder.vectors(features)
         expected = VggM.vectors(separator.embedder, features)  # type: ignore[arg-type]
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("embedder", [VggM, partial(DVector, hidden=8)])
+def test_references_are_embedded_by_the_graph(embedder: Callable[[], Embedder], tmp_path: Path) -> None:
+    """Also in another process, which knows nothing but the files."""
+    torch.manual_seed(0)
+    separator = Separator(load_config(None, NETWORKS["film_blstm"]), embedder()).eval()
+    waves = [torch.randn(16000), torch.randn(30000), torch.randn(20000)]
+    assert separator.embedder is not None
+    with torch.inference_mode():
+        expected = separator.embedder.embed(waves)
+    path = export_separator(separator, tmp_path)[0]
+    prints = set()
+    for _ in range(2):  # a batch that goes on knows the embedder again
+        exported = exported_separator(path, OnnxGraph.load(path)).embedder
+        assert exported is not None
+        prints.add(exported.fingerprint())
+        with torch.inference_mode():
+            torch.testing.assert_close(exported.embed(waves), expected, atol=1e-4, rtol=1e-3)
+    assert len(prints) == 1
 
 
 def test_graphs_that_are_not_ours_or_not_whole_are_refused(tmp_path: Path, run: Runner) -> None:

@@ -108,6 +108,8 @@ def test_new_voices_are_people_beside_the_old_ones(tmp_path: Path, monkeypatch: 
     utterances = index_corpus([corpus]).utterances
     drawn = {name: draw_warps(name, 2, *LIMITS, 0) for name in ("100", "101")}
     assert warp.warp_corpus(utterances, drawn, tmp_path / "o", 16000, 1) == []
+    with pytest.raises(UserError, match="also holds 101~1, 101~2, which would stay"):
+        warp.warp_corpus(utterances, {"100": drawn["100"]}, tmp_path / "o", 16000, 1)
     both = index_corpus([corpus, tmp_path / "o"])
     assert len(both.utterances) == 12 and not both.unusable
     assert len(both.by_speaker()) == 6

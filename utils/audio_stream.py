@@ -70,8 +70,8 @@ class AudioReader:
 
     def blocks(self, seconds: float = 1.0) -> Iterator[np.ndarray]:
         """All samples, float32 [C, n], about `seconds` at a time. Raises UserError where the file breaks off
-        or ends before its header says, for NaN, infinity and numbers that are no sound, for a file
-        without samples, and for one that is not what it was when it was opened."""
+        or ends before its header says (Ogg's do not say), for NaN, infinity and numbers that are no sound,
+        for a file without samples, and for one that is not what it was when it was opened."""
         if _state(self.path) != self._state:
             raise UserError(f"{self.path}: was changed while it was read")
         count = 0

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -138,9 +139,13 @@ def _unwritable(path: Path, error: OSError) -> Exception:
     return UserError(f"{path.parent}: cannot write there ({error.strerror})")
 
 
+_UMASK = threading.Lock()
+
+
 def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
+    with _UMASK:  # it can only be read by setting it, for all threads
+        current = os.umask(0)
+        os.umask(current)
     return current
 
 
