@@ -166,10 +166,12 @@ def _explain(item: dict[str, Any], model: type[BaseModel]) -> str:
     """One pydantic finding as `key: what was expected, what was there`."""
     # a discriminated union puts the chosen kind into the path; it is no key of the file
     kinds = {name for part in _all_models(model) for name in _kind_names(part)}
-    parts = [str(part) for part in item["loc"] if part not in kinds]
+    path, unknown = item["loc"], item["type"] == "extra_forbidden"
+    last = len(path) - 1
+    parts = [str(p) for n, p in enumerate(path) if p not in kinds or (unknown and n == last)]
     key = ".".join(parts)
-    if item["type"] == "extra_forbidden":
-        siblings = _fields_at(model, parts[:-1], str(next((p for p in item["loc"] if p in kinds), "")))
+    if unknown:
+        siblings = _fields_at(model, parts[:-1], str(next((p for p in path[:-1] if p in kinds), "")))
         near = difflib.get_close_matches(parts[-1], siblings, 1, 0.6)
         known = "" if near else f" (known here: {', '.join(siblings)})"
         full = [".".join([*parts[:-1], name]) for name in near]

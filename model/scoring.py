@@ -13,6 +13,7 @@ from utils import distributed
 from utils.errors import UserError
 from utils.metrics import SILENCE_DB, accepted_share, bootstrap_interval, level, sdr, si_sdr
 from utils.progress import progress_bar
+from utils.verification import FEWEST_SPEAKERS
 
 SAMPLES_AT_ONCE = 1_280_000
 """What goes through a network together: 20 examples of 4 s at 16 kHz, or a longer one by itself."""
@@ -89,8 +90,9 @@ def summarize(
             ("improvement", gain),
         ):
             summary |= _middle(f"{name}_{label}", values)
-        low, high = bootstrap_interval(gain, owners)
-        summary[f"{name}_improvement_low"], summary[f"{name}_improvement_high"] = low, high
+        if len(set(owners)) >= FEWEST_SPEAKERS:  # fewer say nothing of others
+            low, high = bootstrap_interval(gain, owners)
+            summary[f"{name}_improvement_low"], summary[f"{name}_improvement_high"] = low, high
     summary["accepted_share"] = accepted_share((after["si_sdr"] - before["si_sdr"])[chosen])
     for other in ("alone", "absent"):
         summary[f"{other}_n"] = int((role == other).sum())

@@ -30,7 +30,7 @@ from datasets.remix import Remix
 from datasets.store import WAVEFORMS, Store, StoredSplit
 from model.embedder import Embedder
 from model.features import reference_embeddings
-from model.foreign import load_embedder
+from model.foreign import embedder_from_content, load_embedder
 from model.objective import SeparatorObjective
 from model.optimization import parameter_group
 from model.pages import choose_rows, make_pages
@@ -97,8 +97,17 @@ class SeparatorTask(Task):
 
     def load(self, content: dict[str, Any]) -> None:
         self.separator.network.load_state_dict(content["network"])
-        if self.separator.embedder is not None:
-            self.separator.embedder.load_state_dict(content["embedder"]["state"])
+        own = self.separator.embedder
+        if own is None:
+            return
+        begun = embedder_from_content(content, "the checkpoint")
+        learns = self.objective.embedder_learns
+        if begun.options != own.options or not (learns or own.equals(begun)):
+            raise UserError(
+                f"this run learns with another embedder than {self.config.embedder}; use another -m NAME"
+            )
+        own.load_state_dict(begun.state_dict())
+        own.heard_others = begun.heard_others
 
     def start_from(self, content: dict[str, Any], where: str) -> None:
         other = Separator.from_content(content, where)

@@ -16,7 +16,7 @@ from config.load import differences, with_defaults
 from datasets.dataset import Batch
 from model.failure import SHOWN, FailedStep
 from model.learner import Learner
-from model.patience import can_choose, describe_figure, figure_score
+from model.patience import CRITERIA, can_choose, describe_figure, figure_score
 from model.run_folder import RunFolder
 from model.task import Outcome, Task
 from utils import distributed
@@ -103,7 +103,11 @@ class Run:
         self._has_heard(content)
         self.step, self.seconds = training["step"], training["seconds"]
         self.validated = training.get("validated", self.step)
-        if any(change.startswith(OTHER_SCORES) for change in changes):  # scores so far say nothing
+        # a best loss is one of its own terms and weights
+        others = (*OTHER_SCORES, "loss.") if self.config.train.best in ("loss", *CRITERIA) else OTHER_SCORES
+        if any(change.startswith(others) for change in changes):  # scores so far say nothing
+            if self.over:  # and there will be no further ones
+                self.validated = min(self.validated, self.step - 1)
             print("NOTE: validations are other ones now: the best checkpoint and patience begin anew")
             self.patience.forget()
         else:
@@ -200,6 +204,7 @@ class Run:
     def _loop(self, batches: Iterator[Batch], log: RunLogger | None, bar: tqdm[Any]) -> None:
         train = self.config.train
         if self._is_due(self.progress >= 1):  # what a signal left out
+            self.task.before_step(max(0, self.step - 1))  # with the criteria that were in then
             self._validate(log, bar)
             self._save_last()
         finished = self.over

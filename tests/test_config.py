@@ -42,6 +42,8 @@ def test_every_shipped_configuration_loads_and_builds(path: Path) -> None:
         ("nonsense", ["train.batch_size=4"]),
         ("trian.steps=3", ["unknown key 'trian'", "did you mean 'train'"]),
         ("train=[1", ["YAML"]),
+        ("film_blstm.lstm_dim=64", ["unknown key 'film_blstm'"]),
+        ("network.lite.lstm_dim=3", ["unknown key 'network.lite'"]),
         ("store.folder={{DIR}}", ["YAML"]),
         ("store.folder=2024-13-01", ["YAML"]),
         (

@@ -24,9 +24,11 @@ from datasets.dataset import StoredExamples
 from datasets.store import Store
 from model.averaging import Averages
 from model.failure import Failures, KeptBuffers
+from model.foreign import build_embedder
 from model.learner import Learner
 from model.optimization import learning_rate
 from model.patience import Patience
+from model.separator import Separator
 from model.separator_task import SeparatorTask
 from model.task import Outcome
 from tests.conftest import TINY
@@ -757,6 +759,30 @@ def test_weights_that_have_heard_the_validation_s_people_are_named(
         assert code == 0 and ("does not say whom it has heard" in out) == (steps == 1), err
         for name in ("best", "last"):
             assert "training_speakers" not in load_checkpoint(tmp_path / f"chkpt/unknown/{name}.pt")
+
+
+def test_a_run_goes_on_with_the_embedder_that_it_began_with(
+    run: Runner, arguments: Arguments, tmp_path: Path
+) -> None:
+    assert trainer.main(arguments(tmp_path, "train.steps=1")) == 0
+    for name, options in (("weights", {}), ("front", {"min_level_db": None})):  # the same options, and others
+        torch.manual_seed(5)
+        other = Separator.load(tmp_path / "chkpt/m/best.pt").embedder
+        assert other is not None
+        changed = build_embedder({**other.options, **options})
+        torch.save({"embedder": changed.content()}, tmp_path / f"{name}.pt")
+        given = arguments(tmp_path, "train.steps=2", "--allow_changes")
+        given[given.index("-e") + 1] = str(tmp_path / f"{name}.pt")
+        code, _, err = run(trainer.main, *given)
+        assert code == 2 and "learns with another embedder" in err
+
+
+def test_an_environment_of_a_launcher_that_is_gone_does_not_matter(
+    arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert trainer.main(arguments(tmp_path, "train.steps=1")) == 0
+    assert (tmp_path / "chkpt/m/last.pt").exists()
 
 
 def test_a_store_without_a_training_split_is_named(

@@ -37,7 +37,8 @@ _apart = False
 
 
 def rank() -> int:
-    return _number("RANK", 0)
+    """From 0; 0 of a process that is alone, whatever a launcher has left in the environment."""
+    return _number("RANK", 0) if world_size() > 1 else 0
 
 
 def world_size() -> int:
@@ -62,7 +63,13 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
             )
         torch.cuda.set_device(device)
     _end_with_torchrun()
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    except ValueError as error:
+        raise UserError(
+            f"rank {rank()} of {world_size()} (RANK, WORLD_SIZE) cannot join the others ({error}); "
+            "start them with torchrun"
+        ) from error
     try:
         with redirect_stdout(None if rank() else sys.stdout):
             yield device
