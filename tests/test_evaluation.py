@@ -30,7 +30,8 @@ from model.evaluation_page import as_html
 from model.evaluation_summary import compare, summarize_rows
 from model.recognition import load_recognizer, normalized, recognize, word_error_rate, word_errors
 from model.row_scores import LISTENED, METRICS, RowAudio, over_suppression, overlap_share, score_row
-from model.test_set import System, TestSet, Wanted, result_name
+from model.test_set import System, Wanted, result_name
+from model.test_set import TestSet as Examples
 from tests.conftest import SHARED, TINY, tone_voice, train_arguments
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.metrics import CEILING_DB, SILENCE_DB, bootstrap_interval, sign_flip_p
@@ -470,7 +471,7 @@ def test_every_seed_s_results_have_a_folder_of_their_own() -> None:
     assert result_name("chkpt/A/seed-1/best.pt", "test", "inv_sub") == "A-seed-1-best-test-inv_sub-1"
 
 
-def six_people() -> tuple[TestSet, list[str], np.ndarray]:
+def six_people() -> tuple[Examples, list[str], np.ndarray]:
     """18 mixtures of six people and six examples without the asked voice; who is asked for, and which are
     the mixtures."""
     people = [f"p{row % 6}" for row in range(24)]
@@ -490,7 +491,7 @@ def six_people() -> tuple[TestSet, list[str], np.ndarray]:
     }
     split: Any = SimpleNamespace(recipes=recipes)
     known: Any = utterances
-    data = TestSet("list", "test", split, known, 16000, "crop", Path())
+    data = Examples("list", "test", split, known, 16000, "crop", Path())
     return data, people, np.flatnonzero(np.array(roles) == "mixture")
 
 
