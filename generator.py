@@ -23,7 +23,7 @@ from config.schema import Config
 from datasets.corpus import Utterance
 from datasets.lists import ignored_by_tuples, listed_recipes, read_tuples, tuple_recipes
 from datasets.mixture import render
-from datasets.plan import SOUNDS, Recordings, SplitPlan, index_recordings, plan_draws, plan_list
+from datasets.plan import SOUNDS, Recordings, SplitPlan, index_recordings, plan_draws, plan_lists
 from datasets.recipe import Clip, RecipeFile
 from datasets.shards import Features, SplitWriter, Workers, write_recipes, write_shards
 from datasets.store import (
@@ -163,7 +163,11 @@ def as_overrides(options: argparse.Namespace) -> list[str]:
     said["reverse"], said["train"] = options.reverse_data, options.train_size
     said["test.examples"] = options.test_size
     said["subsets"] = ["dev-*"] if options.only_dev else None
-    return [f"data.{key}={json.dumps(value)}" for key, value in said.items() if value is not None]
+    return [
+        f"data.{key}={json.dumps(value, ensure_ascii=False)}"
+        for key, value in said.items()
+        if value is not None
+    ]
 
 
 def named_lists(options: argparse.Namespace) -> dict[str, tuple[str, Path]]:
@@ -212,7 +216,7 @@ def plan(
     if none_left and rows and not (folder / "store.json").exists():
         write_missing(folder, rows)
     speaker_of = {name: u.speaker for name, u in by_id.items()}
-    return {split: plan_list(split, found[split], speaker_of) for split in SPLITS if split in found}, rows
+    return plan_lists(found, speaker_of), rows
 
 
 def write_missing(folder: Path, rows: list[tuple[str, int, str, str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,11 @@ from datasets.scan import FileCheck, scan_files
 from datasets.sound_layouts import sound_layouts
 from datasets.table_layouts import manifest
 from datasets.tree import Found, Layout, Listing, Tree
-from utils.audio import AUDIO_SUFFIXES
+from utils.audio import AUDIO_SUFFIXES, LARGEST_SAMPLE
 from utils.errors import UserError
+
+WARPED = re.compile(r"~\d+$")
+"""What datasets/warp.py puts behind a person's name."""
 
 MIN_SECONDS = {"speech": 1.0, "noise": 0.1, "music": 0.1, "rir": 0.005}
 MANIFEST = "manifest"
@@ -211,6 +215,8 @@ def _unfit(file: Found, checked: FileCheck, kind: str, shortest: float) -> str:
     # a room response may be faint throughout: its level means nothing
     if checked.active == () and (kind != "rir" or checked.peak == 0):
         return "silent"
+    if kind != "rir" and checked.peak > LARGEST_SAMPLE:
+        return f"not sound within [-1, 1]: a sample of {checked.peak:g}"
     if file.seconds is not None and seconds > 1.05 * file.seconds + 1:
         return f"not cut: {seconds:.1f} s, its table says {file.seconds:.1f} s"
     return ""
@@ -261,11 +267,21 @@ def heard_speakers(names: Iterable[str], trained: Iterable[str]) -> set[str]:
     """Those of `names` who are among the `trained` speakers.
 
     Of several corpora a speaker's name may begin with the corpus' folder: `voices/anna` and `anna` count as
-    one person, and so do equal names anywhere, because a person taken for a stranger would be worse.
+    one person, and so do equal names anywhere, because a person taken for a stranger would be worse. Voices
+    that datasets/warp.py has made of a person (`anna~1`) count as that person.
     """
-    known = set(trained)
+    known = {name for speaker in trained for name in (speaker, _warped_of(speaker))}
     ends = {name.partition("/")[2] for name in known}
-    return {name for name in names if name in known or name in ends or name.partition("/")[2] in known}
+
+    def is_known(name: str) -> bool:
+        return name in known or name in ends or name.partition("/")[2] in known
+
+    return {name for name in names if is_known(name) or is_known(_warped_of(name))}
+
+
+def _warped_of(speaker: str) -> str:
+    """The person of whom datasets/warp.py has made a voice; the speaker itself of any other."""
+    return WARPED.sub("", speaker)
 
 
 def split_speakers(
@@ -273,8 +289,9 @@ def split_speakers(
 ) -> dict[str, list[str]]:
     """Disjoint speakers of every split: `wanted` maps a split to (share of all speakers, explicit ids).
 
-    Explicit ids come first; a share takes at least two of a seeded shuffle; the rest is `train`.
-    Raises UserError when an id is unknown or named twice, or when fewer than two would be left to train.
+    Explicit ids come first; a share takes at least two of a seeded shuffle; the rest is `train`. Voices that
+    datasets/warp.py has made of these people are only trained on, and not even that where the person is held
+    out. Raises UserError when an id is unknown or named twice, or when fewer than two would be left to train.
     """
     named = [name for _, ids in wanted.values() for name in ids or ()]
     unknown = sorted(set(named) - set(speakers))
@@ -283,14 +300,22 @@ def split_speakers(
     if len(set(named)) < len(named):
         twice = [name for name, count in Counter(named).items() if count > 1]
         raise UserError(f"speaker_ids: {', '.join(sorted(twice))}: named in more than one split")
-    free = sorted(set(speakers) - set(named))
+    people = {name.rpartition("/")[2] for name in speakers if not WARPED.search(name)}
+    made = {
+        name: person
+        for name in speakers
+        if (person := _warped_of(name).rpartition("/")[2]) in people and WARPED.search(name)
+    }
+    free = sorted(set(speakers) - set(named) - set(made))
     np.random.default_rng(seed).shuffle(free)
     splits: dict[str, list[str]] = {}
     for split, (share, ids) in wanted.items():
-        count = max(2, round(share * len(speakers)))
+        count = max(2, round(share * (len(speakers) - len(made))))
         splits[split] = sorted(ids) if ids else sorted(free[:count])
         free = free if ids else free[count:]
-    splits["train"] = sorted(free)
+    held_out = {name.rpartition("/")[2] for ids in splits.values() for name in ids}
+    warped = [name for name, person in made.items() if not held_out & {name.rpartition("/")[2], person}]
+    splits["train"] = sorted(free + warped)
     few = [f"{split} {len(ids)}" for split, ids in splits.items() if len(ids) < 2]
     if few:
         raise UserError(

@@ -43,12 +43,14 @@ class Drawer:
         self.segments = data.protocol == "crop" or split == "train"
         self._key = (data.seed, zlib.crc32(split.encode()))
         self._speeds = sorted(data.speeds) if split == "train" else [1.0]
-        shortest = data.seconds * self._speeds[0] if self.segments else SHORTEST_SECONDS
-        voices = {name: Voice(utterances, data, shortest) for name, utterances in sorted(speakers.items())}
+        seconds = data.seconds if self.segments else SHORTEST_SECONDS
+        slowest = self._speeds[0]
+        voices = {name: Voice(speakers[name], data, seconds, slowest) for name in sorted(speakers)}
         self.voices = {name: voice for name, voice in voices.items() if voice.passages}
         self.same_utterance = sum(voice.same_utterance for voice in self.voices.values())
-        slow = f" (at the slowest of data.speeds, {self._speeds[0]:g})" if self._speeds[0] != 1 else ""
-        needed = f"{shortest:g} s for the target{slow}, {data.reference.min_seconds:g} s for the reference"
+        slow = f" (at the slowest of data.speeds, {slowest:g})" if slowest != 1 else ""
+        least = data.reference.min_seconds
+        needed = f"{seconds * slowest:g} s for the target{slow}, {least:g} s for the reference"
         self.unusable = [
             (name, f"{split} speaker left out: {sum(u.seconds for u in speakers[name]):.1f} s in "
                    f"{len(speakers[name])} utterances, needed are {needed}")

@@ -157,7 +157,8 @@ def listed_recipes(
 ) -> Listed:
     """The recipes of a file as they stand there, `index` included.
 
-    Raises UserError when audio has another content than where the list was made, unless that is allowed.
+    Raises UserError when audio has another content than where the list was made, unless that is allowed;
+    then the recipes name the content that is here.
     """
     listed, other, indices = Listed([], []), [], set[int]()
     for row, recipe in enumerate(RecipeFile(path), 1):
@@ -178,7 +179,7 @@ def listed_recipes(
             listed.missing.append((row, ids, cause))
             continue
         other += [changed] if changed else []
-        listed.recipes.append(recipe)
+        listed.recipes.append(_of_audio_here(recipe, utterances) if changed else recipe)
     if other and not allow_other_audio:
         raise UserError(
             f"{path}: {len(other)} of {len(listed.recipes)} recipes were made with other audio than there is "
@@ -186,6 +187,24 @@ def listed_recipes(
             "generator.py --allow_other_audio renders them all the same"
         )
     return listed
+
+
+def _of_audio_here(recipe: Recipe, utterances: Mapping[str, Utterance]) -> Recipe:
+    def clip(old: Clip) -> Clip:
+        return replace(old, digest=utterances[old.utterance].digest)
+
+    def source(old: Source) -> Source:
+        room = old.room
+        if room is not None and room.rir:
+            room = replace(room, digest=utterances[room.rir].digest)
+        return replace(old, clips=tuple(map(clip, old.clips)), room=room)
+
+    return replace(
+        recipe,
+        reference=clip(recipe.reference),
+        target=source(recipe.target) if recipe.target else None,
+        interference=tuple(map(source, recipe.interference)),
+    )
 
 
 def differ(digest: str, other: str) -> bool:

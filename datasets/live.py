@@ -57,15 +57,17 @@ class LiveExamples(Dataset[Batch]):
 
 class FreshBatches(Sampler[list[int]]):
     """Endless batches of example numbers, none of them twice; a pure function of the step, shared by
-    ranks."""
+    ranks. Another `seed` begins elsewhere."""
 
-    def __init__(self, batch: int, start: int = 0, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(self, batch: int, start: int = 0, rank: int = 0, ranks: int = 1, seed: int = 0) -> None:
         self.batch, self.start, self.rank, self.ranks = batch, start, rank, ranks
+        self.first = seed % (1 << 20) << 40
 
     def __iter__(self) -> Iterator[list[int]]:
         size, step = self.batch * self.ranks, self.start
         while True:
-            yield list(range(step * size + self.rank, (step + 1) * size, self.ranks))
+            first = self.first + step * size
+            yield list(range(first + self.rank, first + size, self.ranks))
             step += 1
 
 

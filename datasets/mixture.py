@@ -107,17 +107,16 @@ def _render_source(
         samples = equalize(samples, source.equalizer, rate)
     if source.codec and _power(samples) >= SILENT_POWER:  # A-law has no zero
         samples = through_codec(samples, rate, source.codec)
-    wanted = samples
+    wanted, sounding = samples, len(samples)
     if source.room is not None:
-        room, dry = source.room, samples
+        room, dry = source.room, np.pad(samples, (0, length - at - sounding))  # it sounds on
         response = (
             read_response(_find(room.rir, recipe, utterances), rate) if room.rir else simulate(room, rate)
         )
         samples = wanted = reverberate(dry, response, rate)
         if source.room.early:
             wanted = reverberate(dry, response, rate, early=True)
-    power = _power(samples)
-    placed = _place(samples, at, length)
+    power, placed = _power(samples[:sounding]), _place(samples, at, length)
     return Track(placed, placed if wanted is samples else _place(wanted, at, length), power)
 
 

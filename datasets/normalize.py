@@ -204,7 +204,12 @@ def _plan(source: Path, target: Path, settings: Settings) -> tuple[list[Task], l
         if name in (RECORD, REPORT):
             continue  # of a source that is a result of ours: the target gets its own
         output = str(PurePosixPath(name).with_suffix(f".{settings.format}")) if _is_audio(name) else name
-        status = path.stat()
+        try:
+            status = path.stat()
+        except OSError as error:  # a dead link
+            note = f"cannot be read ({error.strerror})"
+            clashes.append(Row(name, output, 0, 0, "failed", note=note))
+            continue
         task = Task(source, target, name, output, status.st_size, status.st_mtime_ns, settings)
         first = tasks.setdefault(output, task)
         if first is not task:

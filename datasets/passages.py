@@ -57,7 +57,7 @@ class Passage:
         """`seconds` of it at one of the speeds that it is long enough for, and where they begin in
         seconds."""
         rate = self.utterance.rate
-        frames = [round(seconds * round(rate * speed)) for speed in speeds]
+        frames = [_frames(seconds, rate, speed) for speed in speeds]
         possible = [pair for pair in zip(speeds, frames, strict=True) if pair[1] <= total(self.stretches)]
         speed, wanted = possible[generator.integers(len(possible))]
         if data.offset == "first":
@@ -73,24 +73,26 @@ class Voice:
 
     The reference is another utterance than the target. Where only one utterance can serve, the target comes
     from one half of it and the reference from the other (`same_utterance`). `shortest`: seconds that a
-    passage must have; `short`: utterances that are never the target.
+    passage must have when it is played at `speed`; `short`: utterances that are never the target.
     """
 
-    def __init__(self, utterances: Sequence[Utterance], data: Data, shortest: float) -> None:
+    def __init__(
+        self, utterances: Sequence[Utterance], data: Data, shortest: float, speed: float = 1.0
+    ) -> None:
         whole = [Passage(u, usable(u, data.vad)) for u in utterances]
         clips = [reference_clip(p.utterance, p.stretches, data) for p in whole]
         references = [clip for clip in clips if clip]  # one list for all targets
         place = {clip.utterance: number for number, clip in enumerate(references)}
         passages = [Passage(p.utterance, p.stretches, references, place.get(p.utterance.id)) for p in whole]
-        self.passages = [p for p in passages if p.choices and _lasts(p, shortest)]
+        self.passages = [p for p in passages if p.choices and _lasts(p, shortest, speed)]
         self.same_utterance = False
         if not self.passages:
             longest = max(whole, key=lambda p: total(p.stretches) / p.utterance.rate)
-            self.passages = [p for p in _halves(longest, data) if _lasts(p, shortest)]
+            self.passages = [p for p in _halves(longest, data) if _lasts(p, shortest, speed)]
             self.same_utterance = bool(self.passages)
         targets = {p.utterance.id for p in self.passages}
         self.short = [u for u in utterances if u.id not in targets]
-        self.others = [p for p in whole if _lasts(p, shortest if data.protocol == "crop" else 0.0)]
+        self.others = [p for p in whole if _lasts(p, shortest if data.protocol == "crop" else 0.0, speed)]
 
 
 def _halves(passage: Passage, data: Data) -> list[Passage]:
@@ -104,8 +106,13 @@ def _halves(passage: Passage, data: Data) -> list[Passage]:
     return [Passage(passage.utterance, part, [clip]) for part, clip in found if clip]
 
 
-def _lasts(passage: Passage, seconds: float) -> bool:
-    return total(passage.stretches) >= seconds * passage.utterance.rate
+def _frames(seconds: float, rate: int, speed: float) -> int:
+    """Samples of a recording that last so long when it is played at `speed`."""
+    return round(seconds * round(rate * speed))
+
+
+def _lasts(passage: Passage, seconds: float, speed: float) -> bool:
+    return total(passage.stretches) >= _frames(seconds, passage.utterance.rate, speed)
 
 
 def reference_clip(utterance: Utterance, stretches: Stretches, data: Data) -> Clip | None:

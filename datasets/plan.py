@@ -129,6 +129,18 @@ def plan_draws(data: Data, recordings: Recordings) -> dict[str, SplitPlan]:
     return plans
 
 
+def plan_lists(listed: Mapping[str, Listed], speaker_of: Mapping[str, str]) -> dict[str, SplitPlan]:
+    """The splits of lists; people who are both trained on and scored are named in a warning."""
+    plans = {split: plan_list(split, listed[split], speaker_of) for split in SPLITS if split in listed}
+    trained_on = set(plans["train"].speakers) if "train" in plans else set()
+    for split in SCORED:
+        both = sorted(trained_on.intersection(plans[split].speakers if split in plans else ()))
+        if both:
+            named = ", ".join(both[:10]) + (" ..." if len(both) > 10 else "")
+            print(f"WARNING: {len(both)} speakers of {split} are in train as well: {named}")
+    return plans
+
+
 def plan_list(name: str, listed: Listed, speaker_of: Mapping[str, str]) -> SplitPlan:
     """A split of listed recipes. Raises UserError when none of them can be rendered."""
     if not listed.recipes:
@@ -139,7 +151,10 @@ def plan_list(name: str, listed: Listed, speaker_of: Mapping[str, str]) -> Split
             f"{name}: none of {len(listed.missing)} listed examples can be rendered (row {row}: {cause})"
         )
     same = {speaker_of[recipe.reference.utterance] for recipe in listed.recipes if recipe.same_utterance}
-    speakers = sorted({speaker_of[recipe.reference.utterance] for recipe in listed.recipes})
+    named = [recipe.reference for recipe in listed.recipes]
+    if name == "train":  # whoever is heard there is no stranger any more
+        named += [clip for recipe in listed.recipes for source in recipe.sources for clip in source.voices]
+    speakers = sorted({speaker_of[clip.utterance] for clip in named})
     return SplitPlan(name, len(listed.recipes), listed.recipes, speakers, len(same), [], [])
 
 

@@ -148,7 +148,7 @@ class ScanCache:
             return None
         query = "SELECT found FROM files WHERE path = ? AND kind = ? AND size = ? AND mtime = ?"
         try:
-            row = self.connection.execute(query, (os.path.abspath(path), self.kind, *stamp)).fetchone()
+            row = self.connection.execute(query, (os.path.realpath(path), self.kind, *stamp)).fetchone()
             return None if row is None else _from_text(row[0])
         except (sqlite3.Error, ValueError, TypeError) as error:
             self._give_up(error)
@@ -157,7 +157,7 @@ class ScanCache:
     def add(self, path: str, stamp: Stamp, found: FileCheck) -> None:
         if self.connection is None:
             return
-        self.waiting.append((os.path.abspath(path), self.kind, *stamp, json.dumps(found)))
+        self.waiting.append((os.path.realpath(path), self.kind, *stamp, json.dumps(found)))
         if time.monotonic() - self.committed > COMMIT_SECONDS:
             self.commit()
 

@@ -13,7 +13,14 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from config.embedder_schema import EmbedderData, EmbedderTrain
-from datasets.corpus import Corpus, Utterance, corpus_fingerprint, index_corpus, split_speakers
+from datasets.corpus import (
+    Corpus,
+    Utterance,
+    corpus_fingerprint,
+    heard_speakers,
+    index_corpus,
+    split_speakers,
+)
 from datasets.dataset import Batch
 from datasets.mixture import render
 from datasets.plan import Recordings, index_recordings, split_sounds, wanted_speakers
@@ -108,7 +115,7 @@ def _require_strangers(judged: Corpus, known: Sequence[Utterance]) -> None:
     """Raises UserError if somebody of the validation corpus, or a file of it, is in data.corpus as well, or
     if there are not two people."""
     there, speakers = {u.speaker for u in known}, judged.by_speaker()
-    if both := sorted(set(speakers) & there):
+    if both := sorted(heard_speakers(speakers, there)):
         raise UserError(
             f"data.validation.corpus: {len(both)} of its {len(speakers)} speakers are also in data.corpus "
             f"({', '.join(both[:3])}{' ...' if len(both) > 3 else ''}); who is heard in training cannot judge"
@@ -160,7 +167,9 @@ class SpeakerCrops(Dataset[Batch]):
         ranks: int = 1,
     ) -> None:
         self.data, self.train, self.rate, self.rank, self.ranks = data, train, rate, rank, ranks
-        self._key = (data.seed, zlib.crc32(b"speakers"))
+        # seeds of one training draw other batches; that of 0 alone has the key that there always was
+        own = (train.seed,) if train.seed else ()
+        self._key = (data.seed, zlib.crc32(b"speakers"), *own)
         # numbers, not the function: it may be bound to a network that workers have no use for
         fewest, most = train.frames
         self._samples = [crop_samples(frames) for frames in range(fewest, most + 1)]

@@ -6,8 +6,10 @@ vocal tract is longer or shorter (formants times `formants`) and who speak highe
 sound is made by Praat's "Change gender": overlap-add of pitch periods (PSOLA; Moulines & Charpentier 1990)
 and resampling. Needs `pip install praat-parselmouth`.
 
-    python -m datasets.warp LibriSpeech/train-clean-100 -o data/warped --voices 2 --without 19 26 27
+    python -m datasets.warp LibriSpeech/train-clean-100 -o data/warped --voices 2
     python generator.py ... -d LibriSpeech/train-clean-100 -d data/warped
+
+The new voices serve for training alone, those of people who are held out for nothing.
 """
 
 from __future__ import annotations

@@ -402,6 +402,13 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+def test_integers_written_as_floats_are_refused(tmp_path: Path) -> None:
+    put(tmp_path, "ann/good.wav", seconds=2)
+    soundfile.write(tmp_path / "ann" / "whole.wav", np.full(32000, 3e4), 16000, subtype="FLOAT")
+    found = causes(index_corpus([tmp_path]))
+    assert found == {"whole.wav": "not sound within [-1, 1]: a sample of 30000"}
+
+
 def test_a_second_scan_decodes_what_is_new(damaged: Path, tmp_path: Path, looked_at: list[str]) -> None:
     cache = tmp_path / "sub" / "index.sqlite"
     first = index_corpus([damaged], cache=cache)
@@ -491,6 +498,12 @@ def test_speakers_are_disjoint_seeded_and_never_fewer_than_two() -> None:
     assert splits != split_speakers(names, 2, wanted)
     assert sorted(name for ids in splits.values() for name in ids) == sorted(names)
     assert splits["test"] == ["3", "4", "5"]
+    # voices that were made of people are trained on where the person is, and change no draw
+    warped = [f"warped/{name}~{voice}" for name in names for voice in (1, 2)]
+    more = split_speakers([*names, *warped], 1, wanted)
+    assert (more["validation"], more["test"]) == (splits["validation"], splits["test"])
+    trained = {f"warped/{name}~{voice}" for name in splits["train"] for voice in (1, 2)}
+    assert set(more["train"]) == {*splits["train"], *trained}
     assert len(split_speakers(names, 1, {"test": (0.01, None)})["test"]) == 2
     for bad, words in (({"test": (0.1, ["x"])}, "x: not among"), ({"test": (0.1, names)}, "train 0")):
         with pytest.raises(UserError, match=words):

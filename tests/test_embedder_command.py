@@ -194,3 +194,5 @@ def test_where_nothing_can_be_written_nothing_is_computed(
 def test_speakers_are_known_again_beside_other_corpora() -> None:
     assert heard_speakers(["anna", "voices/bert", "carl"], ["voices/anna", "bert"]) == {"anna", "voices/bert"}
     assert heard_speakers(["voices/anna"], ["others/anna"]) == set()
+    # of voices made of people, the people are known
+    assert heard_speakers(["40", "41", "warped/42~1"], ["warped/40~2", "42"]) == {"40", "warped/42~1"}

@@ -93,6 +93,12 @@ def test_other_settings(
         assert loudness(path) == pytest.approx(wanted, abs=0.1)
 
 
+def test_a_dead_link_is_reported_and_the_rest_is_done(source: Path, tmp_path: Path) -> None:
+    (source / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    assert "3 audio files" in normalize_tree(source, tmp_path / "t", Settings(), 1)
+    assert report(tmp_path / "t")["gone.wav"]["note"] == "failed: cannot be read (No such file or directory)"
+
+
 def test_channels_are_averaged(tmp_path: Path) -> None:
     samples = tone_voice(1, 1.0, 1)
     (tmp_path / "s").mkdir()

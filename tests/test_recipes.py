@@ -330,6 +330,18 @@ def test_a_speaker_with_one_long_utterance_keeps_its_halves_beside_short_ones() 
     assert drawer.short[0][0] == "x" and "never the target: 1.20 s" in drawer.short[0][1]
 
 
+def test_an_utterance_a_sample_too_short_for_the_slowest_speed_is_left_out() -> None:
+    needed = round(3.0 * round(22050 * 0.95))  # 20,948 a second: a half sample is rounded up
+    for frames, there in ((needed, True), (needed - 1, False)):
+        voices = {s: [Utterance(f"{s}-{u}", s, "", frames, 22050) for u in range(2)] for s in ("a", "b", "c")}
+        if not there:
+            with pytest.raises(UserError, match="0 of 3 speakers have enough audio"):
+                Drawer("train", voices, Data(speeds=[0.95, 1.0]))
+            continue
+        recipes = [Drawer("train", voices, Data(speeds=[0.95, 1.0])).draw(i) for i in range(5)]
+        assert all(clip.speed == 0.95 for r in recipes for s in r.sources for clip in s.clips)
+
+
 def test_first_offset_is_the_earlier_repositories_way() -> None:
     drawer = Drawer("train", speakers(4, 3, 9), Data(offset="first"))
     recipes = [drawer.draw(i) for i in range(30)]
@@ -370,6 +382,21 @@ def test_a_mixture_is_the_sum_of_its_parts_at_the_snr_asked_for(
     scaled = render(Drawer("train", by_speaker, Data(snr_db=[3.0, 3.0])).draw(0), spoken, 16000)
     ratio = np.mean(scaled.target**2, dtype=np.float64) / np.mean(scaled.interference**2, dtype=np.float64)
     assert 10 * np.log10(ratio) == pytest.approx(3.0, abs=1e-3)
+
+
+def test_a_room_sounds_on_behind_what_sounded_in_it(
+    by_speaker: dict[str, list[Utterance]], spoken: dict[str, Utterance]
+) -> None:
+    recipe = Drawer("train", by_speaker, Data(reverberation={"share": 1.0}, padding=0.0)).draw(0)
+    (other,) = recipe.interference
+    (clip,) = other.clips
+    short = replace(other, clips=(replace(clip, stretches=((clip.stretches[0][0], 16000),)),), snr_db=0.0)
+    wet = render(replace(recipe, interference=(short,)), spoken, 16000)
+    behind = wet.interference[16000:]
+    assert 0 < np.abs(behind[:800]).max() < np.abs(wet.interference[:16000]).max()
+    # a level is that of what sounded, without the silence behind it
+    powers = [np.mean(part**2, dtype=np.float64) for part in (wet.target, wet.interference[:16000])]
+    assert 10 * np.log10(powers[0] / powers[1]) == pytest.approx(0.0, abs=1e-3)
 
 
 def test_everything_at_once_still_adds_up_and_reverse_asks_for_the_rest(
@@ -669,7 +696,8 @@ def test_recipes_of_other_audio_are_refused_unless_allowed(
     changed = spoken | {name: replace(spoken[name], digest="0" * 12)}
     with pytest.raises(UserError, match="were made with other audio"):
         listed_recipes(path, changed)
-    assert listed_recipes(path, changed, allow_other_audio=True).recipes == recipes
+    there = listed_recipes(path, changed, allow_other_audio=True).recipes
+    assert there != recipes and there[2].reference.digest == "0" * 12  # so that it can be embedded
     cut_short = spoken | {name: replace(spoken[name], frames=100)}
     assert any("utterance too short" in cause for _, _, cause in listed_recipes(path, cut_short).missing)
 

@@ -45,10 +45,11 @@ def crops(
     place: tuple[int, int] = (0, 1),
     shape: tuple[int, int] = (4, 3),
     frames: tuple[int, int] = (100, 140),
+    train_seed: int = 0,
     **options: object,
 ) -> SpeakerCrops:
     data = EmbedderData(noise=["n"], music=["m"], rirs=["r"], **options)  # type: ignore[arg-type]
-    train = EmbedderTrain(speakers=shape[0], utterances=shape[1], frames=list(frames))
+    train = EmbedderTrain(speakers=shape[0], utterances=shape[1], frames=list(frames), seed=train_seed)
     return SpeakerCrops(speakers, data, train, sounds or {}, 16000, crop_samples, *place)
 
 
@@ -85,6 +86,8 @@ def test_a_batch_is_a_function_of_seed_and_step_alone() -> None:
     assert batches == [second.draw(step) for step in reversed(range(10))][::-1]
     assert batches[3] == pickle.loads(pickle.dumps(first)).draw(3)
     assert crops(people(9, 4), sounds, seed=1, speeds=[0.9, 1.0], **options).draw(3) != batches[3]
+    other = crops(people(9, 4), sounds, speeds=[0.9, 1.0], train_seed=1, **options)
+    assert other.draw(3) != batches[3]
     recipes = [recipe for batch in batches for recipe in batch]
     assert len({recipe.index for recipe in recipes}) == len(recipes)
     assert [Recipe.from_line(recipe.to_line()) for recipe in recipes] == recipes

@@ -487,7 +487,7 @@ def test_nobody_is_mixed_with_himself() -> None:
 
 
 def test_recipe_and_tuple_lists_make_a_store_of_their_own(
-    stored: Store, corpus_folder: Path, tmp_path: Path
+    stored: Store, corpus_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     listed = stored.folder / "test" / "recipes.jsonl"
     store = make(corpus_folder, tmp_path / "again", "--recipes", str(listed))
@@ -500,10 +500,13 @@ def test_recipe_and_tuple_lists_make_a_store_of_their_own(
         "clean_utterance,embedding_utterance,interference_utterance\n"
         "100-7-0000,100-7-0001,101-7-0000\n5-5-5,6-6-6,7-7-7\n"
     )
+    capsys.readouterr()
     both = make(
         corpus_folder, tmp_path / "both", "--tuples", f"test={tuples}", "--tuples", f"train={tuples}",
         "data.protocol=padded",
     )  # fmt: skip
+    assert "WARNING: 1 speakers of test are in train as well: 100\n" in capsys.readouterr().out
+    assert (both.people("train"), both.people("test")) == (["100", "101"], ["100"])
     assert both.splits == ["train", "test"]
     assert len(both.split("test")) == len(both.split("train")) == 1
     assert both.split("test").recipes[0].seconds == 4.0
@@ -588,5 +591,7 @@ def test_batches_are_a_function_of_the_step_and_ranks_share_them() -> None:
     assert [n for batch in fresh for n in batch] == list(range(20)) and take(
         FreshBatches(4, start=3), 2
     ) == fresh[3:]
+    other = take(FreshBatches(4, seed=1), 5)
+    assert not {n for batch in other for n in batch} & set(range(10**6))
     halves = [take(FreshBatches(2, rank=r, ranks=2), 5) for r in (0, 1)]
     assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == fresh
