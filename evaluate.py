@@ -61,7 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _evaluate(options: argparse.Namespace, wanted: Wanted, device: torch.device) -> int:
     stored = stored_set(Store(options.data), options.split) if options.data else None
     paths = [str(checkpoint_of(path)) for path in options.checkpoints]
-    contents = {path: load_checkpoint(path, verify=True) for path in paths}
+    loaded = {path: load_with_digest(path) for path in paths}
+    contents = {path: content for path, (content, _) in loaded.items()}
+    digests = {path: digest for path, (_, digest) in loaded.items()}
+    if any(theirs != digests for theirs in distributed.everybody_s(digests)):
+        raise UserError("a checkpoint was replaced while the ranks read it: run the same command again")
     separators = {
         path: Separator.from_content(content, path).eval().to(device) for path, content in contents.items()
     }
@@ -87,7 +91,7 @@ def _evaluate(options: argparse.Namespace, wanted: Wanted, device: torch.device)
     listener = None if listener is None else listener.to(device).eval()
     mixture = mixture_system(data, out, listener)
     systems = [
-        system_of(path, separator, data, folder, listener)
+        system_of(path, separator, data, folder, listener, digests[path])
         for (path, separator), folder in zip(separators.items(), folders, strict=True)
     ]
     if not any(recipe.role != "absent" for recipe in data.recipes):
@@ -157,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--clean", action="store_true", help="also separate the target alone: what is lost of it?")
     add("--recognizer", metavar="NAME",
         help="word error rates: pocketsphinx, whisper:MODEL, wav2vec2:BUNDLE or file:CSV")  # fmt: skip
-    add("-e", "--embedder_path", help="embedder that judges the voices (default: the checkpoint's own)")
+    add("-e", "--embedder_path", help="embedder that judges the voices (default: the first checkpoint's)")
     add("--html", metavar="FILE", help="write all of it as one page, with pictures and sound")
     add("--save_audio", action="append", default=[], metavar="WHICH",
         help="write the audio of an example: its index, or the best, median or worst improved")  # fmt: skip
@@ -226,11 +230,21 @@ def mixture_system(data: TestSet, out: Path, listener: Embedder | None) -> Syste
     """The unprocessed mixture, as judged by the embedder `listener`, if there is one."""
     folder = out / f"mixture-{data.name}"
     of = data.split.fingerprint
-    return System(MIXTURE, folder, fingerprint([SCORES, of, data.rate, _hears(listener)]), of)
+    return System(MIXTURE, folder, fingerprint([SCORES, of, data.rate]), of, judge=_hears(listener))
+
+
+def load_with_digest(path: str) -> tuple[dict[str, Any], str]:
+    """A checkpoint and the sha256 of the file that it was read from, which a training may replace
+    meanwhile."""
+    while True:
+        digest = sha256_of(path) if Path(path).is_file() else ""
+        content = load_checkpoint(path, verify=True)
+        if sha256_of(path) == digest:
+            return content, digest
 
 
 def system_of(
-    path: str, separator: Separator, data: TestSet, folder: Path, listener: Embedder | None
+    path: str, separator: Separator, data: TestSet, folder: Path, listener: Embedder | None, digest: str
 ) -> System:
     """Raises UserError for a checkpoint that works at another rate than the test set."""
     if data.rate != separator.sample_rate:
@@ -238,8 +252,10 @@ def system_of(
             f"{path}: works at {separator.sample_rate} Hz, {data.source} holds {data.rate} Hz audio"
         )
     of = data.split.fingerprint
-    how = [SCORES, sha256_of(path), of, _hears(listener), str(separator.masking)]
-    return System(path, folder, fingerprint([*how, separator.precision]), of, separator)
+    precision = used_precision(separator.device, separator.precision)
+    how = [SCORES, digest, of, str(separator.masking), precision, separator.device.type]
+    place = str(Path(path).resolve())
+    return System(path, folder, fingerprint(how), of, separator, _hears(listener), place, digest)
 
 
 def _hears(listener: Embedder | None) -> str:
@@ -258,8 +274,9 @@ def describe_system(
     return {
         **summarize_rows(data, mixture, system, wanted),
         "checkpoint": system.name,
-        "checkpoint_sha256": sha256_of(system.name),
+        "checkpoint_sha256": system.sha256,
         "versions": versions(),
+        "earlier_versions": [made for made in system.earlier if made != versions()],
         "data": data.source,
         "data_fingerprint": data.split.fingerprint,
         "split": data.name,

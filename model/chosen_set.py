@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ def stored_set(store: Store, name: str) -> TestSet:
 def listed_set(options: argparse.Namespace, separators: Mapping[str, Separator], rate: int) -> TestSet:
     """A tuple or recipe list, rendered while it is scored; rows without audio are listed in missing-LIST.csv.
 
-    What is asked for is what the checkpoints give, the references' length and `seconds` are those of their
-    training. Raises UserError when these differ.
+    What is asked for is what the checkpoints give; of tuples the references' length, and with the protocol
+    crop `seconds`, are those of their training. Raises UserError when these differ.
     """
     if not options.corpus:
         raise UserError("the audio of the list: name its corpus with -d")
@@ -48,8 +49,9 @@ def listed_set(options: argparse.Namespace, separators: Mapping[str, Separator],
         | {"reverse": removes_voice(separator, options.mask)}
         for separator in separators.values()
     ]
-    if any(other != trained[0] for other in trained):
-        raise UserError(f"the checkpoints have different tasks ({trained}): score them one by one")
+    tasks = [_task(task, options) for task in trained]
+    if any(task != tasks[0] for task in tasks):
+        raise UserError(f"the checkpoints have different tasks ({tasks}): score them one by one")
     folders = {kind: getattr(options, kind) for kind in SOUNDS}
     data = Data(corpus=options.corpus, protocol=options.protocol, **folders, **trained[0])
     recordings = index_recordings(data)
@@ -59,6 +61,8 @@ def listed_set(options: argparse.Namespace, separators: Mapping[str, Separator],
         listed = tuple_recipes(path, "test", utterances, data, recordings.fingerprint, unusable)
     else:
         listed = listed_recipes(path, utterances)
+        asked = [replace(recipe, reverse=trained[0]["reverse"]) for recipe in listed.recipes]
+        listed = replace(listed, recipes=asked)
     print(listed.describe(path))
     left_out = out / f"missing-{path.stem}.csv"
     write_csv(left_out, ("row", "utterances", "cause"), listed.missing)
@@ -70,6 +74,16 @@ def listed_set(options: argparse.Namespace, separators: Mapping[str, Separator],
     protocol += f", {len(listed.recipes)} of {rows} rows" if listed.missing else ""
     split = RenderedSplit(listed.recipes, utterances, rate)
     return TestSet(str(path), path.stem, split, utterances, rate, protocol, out)
+
+
+def _task(trained: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """What of a checkpoint's training decides which examples it is scored on."""
+    found = {"reverse": trained["reverse"]}
+    if options.tuples:
+        found["reference.max_seconds"] = trained["reference"]["max_seconds"]
+    if options.tuples and options.protocol == "crop":
+        found["seconds"] = trained["seconds"]
+    return found
 
 
 def describe_protocol(data: Mapping[str, Any]) -> str:

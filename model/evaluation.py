@@ -16,7 +16,7 @@ from datasets.recipe import Clip
 from model.embedder import Embedder
 from model.features import reference_embeddings
 from model.recognition import is_spoken_by_workers, recognize
-from model.row_scores import CLEAN, LISTENED, NOT_FINITE, RowAudio, overlap_share, score_row
+from model.row_scores import CLEAN, LISTENED, NOT_FINITE, RowAudio, is_long, overlap_share, score_row
 from model.scoring import SAMPLES_AT_ONCE
 from model.test_set import MIXTURE, Row, System, TestSet, Wanted, heard_key
 from utils import distributed
@@ -90,6 +90,8 @@ class Evaluation:
         keys = {m for m in self.metrics if role != "absent" or m in voice}
         if role != "mixture":
             keys -= {"sir", "sar"}
+        if is_long(round(self.data.recipes[row].seconds * self.data.rate), self.data.rate):
+            keys -= {"pesq_wb", "pesq_nb"}
         if role != "mixture" or not self.data.recipes[row].other_voice:
             keys -= {"similarity_other"}
         if "similarity" in keys:

@@ -82,7 +82,7 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
             f"{100 * summary['verification_eer_after']:.2f} % on estimates, "
             f"{100 * summary['verification_eer_clean']:.2f} % on clean targets "
             f"({summary['verification_trials']} trials; the estimates are of the voice that is there, judged "
-            "by the checkpoint's own embedder unless -e names another)."
+            "by the embedder of the first checkpoint that was scored with it, unless -e names another)."
         )
     if "claimed_eer_after" in summary:
         lines.append(
@@ -90,6 +90,9 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
             f"{100 * summary['claimed_eer_before']:.2f} % on mixtures, "
             f"{100 * summary['claimed_eer_after']:.2f} % on estimates ({summary['claimed_trials']} trials)."
         )
+    if made := summary.get("earlier_versions"):
+        commits = ", ".join(str(versions["commit"])[:12] for versions in made)
+        lines.append(f"Some scores are of earlier runs, by other versions (code: {commits}).")
     if len(summary.get("by_sex", ())) > 1:
         parts = [f"{pair} {v['mean']:+.2f} dB (n {v['n']})" for pair, v in summary["by_sex"].items()]
         lines.append(f"SI-SDR improvement by the sexes of target and other voice: {', '.join(parts)}.")

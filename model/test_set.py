@@ -17,9 +17,14 @@ from datasets.store import StoredSplit
 from model.separator import Separator
 from utils import distributed
 from utils.errors import UserError
+from utils.versions import versions
 
 MIXTURE = "mixture"
 """The system that does nothing."""
+JUDGED = frozenset(
+    ["similarity", "similarity_other", "impostors", "voices", "target_similarity", "target_impostors"]
+)
+"""What the embedder that judges has a part in."""
 Row = dict[str, Any]
 """Of one example: numbers by metric, `impostors` (similarities), and texts by `heard:CONDITION:NAME`."""
 
@@ -69,8 +74,10 @@ class TestSet:
 class System:
     """What is scored under a `name`, in `folder`: a separator, or (None) the unprocessed mixture.
 
-    `identity`: what its scores depend on besides the row; others are not gone on with. `data`: the
-    fingerprint of the examples.
+    `identity`: what its scores depend on besides the row; others are not gone on with. Of those that an
+    embedder gives, `judge` is its fingerprint: another's are computed anew. `data`: the fingerprint of the
+    examples. `checkpoint`: the file, and the `sha256` of what was read from it. `earlier`: what the scores of
+    earlier runs were made with (see `versions`).
     """
 
     name: str
@@ -78,11 +85,16 @@ class System:
     identity: str
     data: str
     separator: Separator | None = None
+    judge: str = ""
+    checkpoint: str = ""
+    sha256: str = ""
     rows: dict[int, Row] = field(default_factory=dict)
+    earlier: list[dict[str, Any]] = field(default_factory=list)
+    begun: bool = False
 
     def read(self) -> None:
-        """Takes what earlier runs have left, of all ranks; scores of other weights or of other code are
-        forgotten. Raises UserError where they are of other data, which would be lost."""
+        """Takes what earlier runs have left, of all ranks; scores of other weights are forgotten. Raises
+        UserError where they are of other data or another run's, and would be lost."""
         for path in sorted(self.folder.glob("rows*.jsonl")):
             try:
                 lines = path.read_text().splitlines()
@@ -95,12 +107,22 @@ class System:
                     "another folder with -o, or remove it"
                 )
             if head.get("identity") != self.identity:
+                if (place := head.get("checkpoint", self.checkpoint)) != self.checkpoint:
+                    raise UserError(
+                        f"{self.folder}: holds scores of {place}, not of {self.checkpoint}; name another "
+                        "folder with -o, or remove it"
+                    )
                 if distributed.rank() == 0:
                     path.unlink(missing_ok=True)
                 continue
-            for line in lines[1:]:
-                if (entry := _parsed(line)) and isinstance(entry.get("row"), int):  # else cut off by a crash
-                    self.rows.setdefault(entry["row"], {}).update(entry["scores"])
+            for line in lines:
+                entry = _parsed(line) or {}  # cut off by a crash
+                if isinstance(entry.get("row"), int):
+                    same = entry.get("judge") == self.judge
+                    scores = {k: v for k, v in entry["scores"].items() if same or k not in JUDGED}
+                    self.rows.setdefault(entry["row"], {}).update(scores)
+                elif (made := entry.get("versions")) is not None and made not in self.earlier:
+                    self.earlier.append(made)
 
     def add(self, found: Mapping[int, Row]) -> None:
         """Keeps scores of some rows, on disk at once."""
@@ -112,11 +134,12 @@ class System:
                 file.seek(-1, 2)
                 if file.read(1) != b"\n":
                     file.write(b"\n")  # after a crash in the middle of a line
-            head = {"identity": self.identity, "data": self.data}
-            lines = [json.dumps(head)] if new else []
+            head = {"identity": self.identity, "data": self.data, "checkpoint": self.checkpoint}
+            lines = [] if self.begun else [json.dumps({**head, "versions": versions()})]
+            self.begun = True
             for row, scores in found.items():
                 self.rows.setdefault(row, {}).update(scores)
-                lines.append(json.dumps({"row": row, "scores": scores}))
+                lines.append(json.dumps({"row": row, "judge": self.judge, "scores": scores}))
             file.write(("\n".join(lines) + "\n").encode())
 
 

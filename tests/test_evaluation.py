@@ -32,7 +32,7 @@ from model.recognition import load_recognizer, normalized, recognize, word_error
 from model.row_scores import LISTENED, METRICS, RowAudio, over_suppression, overlap_share, score_row
 from model.test_set import System, Wanted, result_name
 from model.test_set import TestSet as Examples
-from tests.conftest import SHARED, TINY, tone_voice, train_arguments
+from tests.conftest import SHARED, TINY, resemblyzer_state, tone_voice, train_arguments
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.metrics import CEILING_DB, SILENCE_DB, bootstrap_interval, sign_flip_p
 from utils.perception import WORST_PESQ, missing_packages, pesq, stoi
@@ -401,7 +401,7 @@ def test_what_has_no_effect_is_refused(run: Runner, trained: Path, store: Path, 
 
 
 def test_a_mask_turned_round_is_scored_against_the_rest(
-    run: Runner, trained: Path, corpus_folder: Path, tmp_path: Path
+    run: Runner, trained: Path, store: Path, corpus_folder: Path, tmp_path: Path
 ) -> None:
     tuples = tmp_path / "t.csv"
     tuples.write_text(
@@ -415,6 +415,57 @@ def test_a_mask_turned_round_is_scored_against_the_rest(
         (folder,) = (tmp_path / mask).glob("m-best-*")
         before.append(float(table(folder)[0]["si_sdr_before"]))
     assert before[0] == pytest.approx(-before[1], abs=0.5) and before[1] == before[2]
+    # a list of recipes, too, is asked for what the checkpoint gives
+    recipes = tmp_path / "r.jsonl"
+    recipes.write_text((store / "test/recipes.jsonl").read_text())
+    given = [trained, "--recipes", recipes, "-d", corpus_folder, "--metrics", "si_sdr", "-p", 1]
+    found = {}
+    for mask in ("org", "inv_sub"):
+        code, _, err = run(evaluate.main, *given, "-o", tmp_path / f"r-{mask}", "--mask", mask)
+        assert code == 0 and "WARNING" not in err
+        (folder,) = (tmp_path / f"r-{mask}").glob("m-best-*")
+        found[mask] = [float(row["si_sdr_before"]) for row in table(folder)]
+    assert np.allclose(found["org"], -np.array(found["inv_sub"]), atol=1.0)
+
+
+def test_another_judge_costs_only_what_it_hears(
+    run: Runner, trained: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.pt"
+    state = {name: 1.1 * value.flip(0) for name, value in resemblyzer_state().items()}
+    torch.save({"step": 1, "model_state": state, "optimizer_state": {}}, other)
+    given = [trained, "--data", store, "-o", tmp_path, "--metrics", "si_sdr,similarity", "-p", 1]
+    assert run(evaluate.main, *given)[0] == 0
+    before = table(tmp_path / "m-best-test")
+    monkeypatch.setattr("model.row_scores.si_sdr", None)  # would be called again
+    assert run(evaluate.main, *given, "-e", other)[0] == 0
+    after = table(tmp_path / "m-best-test")
+    assert [row["si_sdr_after"] for row in before] == [row["si_sdr_after"] for row in after]
+    assert all(a["similarity_after"] != b["similarity_after"] for a, b in zip(before, after, strict=True))
+
+
+def test_scores_of_another_run_of_that_name_are_not_lost(
+    run: Runner, trained: Path, two: Path, store: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "elsewhere/chkpt/m/best.pt"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(two.read_bytes())
+    given = ["--data", store, "-o", tmp_path / "r", "--metrics", "si_sdr", "-p", 1]
+    assert run(evaluate.main, trained, *given)[0] == 0
+    scores = (tmp_path / "r/m-best-test/rows-0.jsonl").read_bytes()
+    code, _, err = run(evaluate.main, copy, *given)
+    assert code == 2 and f"holds scores of {trained}, not of {copy}" in err
+    assert (tmp_path / "r/m-best-test/rows-0.jsonl").read_bytes() == scores
+    copy.write_bytes(trained.read_bytes())  # moved, that is
+    assert run(evaluate.main, copy, *given)[0] == 0
+    assert (tmp_path / "r/m-best-test/rows-0.jsonl").read_bytes() == scores
+
+
+def test_pesq_is_left_out_where_its_package_writes_beyond_its_memory() -> None:
+    for seconds, there in ((3.0, True), (37.0, False)):
+        target, other = speech(seconds)
+        found = score_row(row_of(target, other, a=target + 0.1 * other))["a"]
+        assert ("pesq_wb" in found) == there and "level" in found
 
 
 def test_voices_are_not_judged_where_everything_else_is_asked_for(

@@ -17,6 +17,9 @@ WORST_PESQ = 1.0
 """Of a mean opinion score."""
 SHORTEST_PESQ, SHORTEST_STOI = 0.25, 0.4
 """Seconds that they want."""
+LONGEST_PESQ = 36.0
+"""Seconds, which LibriSpeech's utterances do not have. The package has room for 50 stretches of speech
+between pauses and writes beyond it where there are more (https://github.com/ludlows/PESQ/issues/18)."""
 
 
 def missing_packages() -> dict[str, str]:
