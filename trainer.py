@@ -65,7 +65,7 @@ def train_once(
     run = Run(task, Path(options.base_dir), name, device)
     with run.folder.locked():
         start = options.checkpoint_path
-        if start:
+        if start and not run.folder.last.is_file():
             start = str(checkpoint_of(start, Path(options.base_dir) / RUNS))
         run.load(start, options.allow_changes)
         try:

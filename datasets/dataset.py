@@ -101,6 +101,7 @@ def training_batches(
 
     Raises UserError for examples that cannot be read, and when a worker is killed.
     """
+    before = signal.getsignal(signal.SIGCHLD)
     if workers:
         _end_workers_at_exit()
     # a generator of its own: a loader draws a seed when it starts, which a resumed run would draw twice
@@ -115,6 +116,10 @@ def training_batches(
             generator=torch.Generator(),
         )
     )
+    if workers:
+        # PyTorch's handler raises wherever this process is when a worker is killed; without it the loader
+        # finds that out when it waits for the next batch
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
     return _checked(loader, workers)
 
 
@@ -138,7 +143,7 @@ def _checked(loader: Iterator[Batch | UserError], workers: int) -> Iterator[Batc
         except StopIteration:
             return
         except RuntimeError as error:
-            if "DataLoader worker" in str(error) and "exited unexpectedly" in str(error):
+            if "DataLoader worker" in str(error):
                 raise UserError(
                     f"one of {workers} loader processes was killed (is the memory full?); lower train.workers"
                 ) from error

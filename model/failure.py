@@ -22,6 +22,7 @@ from utils.errors import UserError
 
 REMEMBERED, LEAST = 100, 10
 """Losses that the median is taken of; below as few as the second it says nothing."""
+EXPLODED = "the median before was"
 SHOWN = 32
 
 
@@ -39,6 +40,12 @@ class Failures:
         self.train, self.folder = train, folder
         self.skipped, self.in_a_row = 0, 0
         self.losses: deque[float] = deque(maxlen=REMEMBERED)
+        self.start: float | None = None
+
+    def forget(self) -> None:
+        """Takes no loss so far as usual: the criteria are others now."""
+        self.losses.clear()
+        self.start = None
 
     def cause(self, loss: float, norm: float) -> str | None:
         """What is wrong with a step's loss (the mean over all ranks) and gradient norm; None if nothing."""
@@ -50,14 +57,17 @@ class Failures:
         if limit is None or len(self.losses) < LEAST:
             return None
         usual = median(self.losses)
-        if loss - usual > limit * median(map(abs, self.losses)):  # losses may be negative
-            return f"the loss is {loss:g}, the median before was {median(self.losses):g}"
+        # losses may be negative; and where they are nearly 0, less than the first ones is no explosion
+        if loss - usual > max(limit * median(map(abs, self.losses)), self.start or 0.0):
+            return f"the loss is {loss:g}, {EXPLODED} {usual:g}"
         return None
 
     def passed(self, loss: float) -> None:
         self.in_a_row = 0
         if self.train.explosion is not None:
             self.losses.append(loss)
+            if self.start is None and len(self.losses) == LEAST:
+                self.start = median(map(abs, self.losses))
 
     def met(self, step: int, cause: str, batches: Sequence[Batch], losses: Sequence[float]) -> None:
         """Counts a step that is to be skipped. Raises FailedStep, and saves the batches, when there were too
@@ -82,18 +92,20 @@ class Failures:
             save_checkpoint(path, {"batches": [batches[n] for n in bad]})
         path = next(filter(None, distributed.everybody_s(path if bad else None)), path)
         before = f", after {self.in_a_row} skipped in a row" if self.in_a_row else ""
+        more = f", raise train.explosion ({self.train.explosion:g})" if EXPLODED in cause else ""
         raise FailedStep(
             f"step {step}: {cause}{before}; examples {shown}, saved as {path}; "
-            f"lower train.learning_rate ({self.train.learning_rate}), set train.clip_norm, or let "
-            "train.skip_failures leave out such steps"
+            f"lower train.learning_rate ({self.train.learning_rate}), set train.clip_norm{more}, or let "
+            "train.skip_failures leave out such steps, and go on with --allow_changes"
         )
 
     def state(self) -> dict[str, Any]:
-        return {"skipped": self.skipped, "in_a_row": self.in_a_row, "losses": list(self.losses)}
+        counts = {"skipped": self.skipped, "in_a_row": self.in_a_row}
+        return {**counts, "losses": list(self.losses), "start": self.start}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
-        self.losses = deque(state["losses"], REMEMBERED)
+        self.losses, self.start = deque(state["losses"], REMEMBERED), state.get("start")
 
 
 def _damaged(batch: Batch) -> list[int]:

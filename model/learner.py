@@ -44,7 +44,8 @@ class Learner:
         key = np.random.SeedSequence([self.train.seed, step, distributed.rank()])
         torch.manual_seed(int(key.generate_state(1)[0]))
         self.objective.train()
-        self.task.before_step(step)
+        if self.task.before_step(step):
+            self.failures.forget()
         epoch = step // self.task.steps_per_epoch
         rate = learning_rate(self.train, step, progress, epoch, self.patience.scale)
         set_learning_rate(self.optimizer, rate)

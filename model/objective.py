@@ -34,14 +34,15 @@ class SeparatorObjective(nn.Module):
             # ranks would wait for gradients that never come
             separator.network.noise_type.requires_grad_(False)
 
-    def at(self, step: int, epoch: int) -> None:
-        """Lets the criteria in that start by this step and this number of epochs that are over."""
+    def weights_at(self, step: int, epoch: int) -> dict[str, float]:
+        """Of the criteria, with 0 for those that start after this step and this number of epochs."""
         loss = self.config.loss
-        self.weights = dict(loss.weights)
+        weights = dict(loss.weights)
         for name in ("srl", "triplet_srl"):
             option: SpeakerLoss = getattr(loss, name)
             if step < option.start_step or epoch < option.start_epoch:
-                self.weights[name] = 0.0
+                weights[name] = 0.0
+        return weights
 
     def train(self, mode: bool = True) -> SeparatorObjective:
         super().train(mode)

@@ -64,7 +64,8 @@ class RunFolder:
         save_checkpoint(self.last, content | {"code": versions()}, previous, kept)
         self._damaged = False
         if kept:
-            for old in sorted(self.path.glob("step-*.pt"), key=_number)[: -self.keep]:
+            ours = [path for path in self.path.glob("step-*.pt") if _number(path) >= 0]
+            for old in sorted(ours, key=_number)[: -self.keep]:
                 old.unlink()
 
     def save(self, name: str, content: dict[str, Any]) -> None:

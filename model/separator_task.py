@@ -78,6 +78,7 @@ class SeparatorTask(Task):
         else:
             split = self.store.split("train")
             self.examples, examples = split.fingerprint, len(split)
+        self.judged_by = self.validation.fingerprint
         step = config.train.batch_size * config.train.accumulate * distributed.world_size()
         self.steps_per_epoch = max(1, examples // step)
         if config.train.compile:
@@ -85,8 +86,12 @@ class SeparatorTask(Task):
         self.mixtures: Scores | None = None
         warn_of_heard(self.store.people("validation"), heard, config.embedder)
 
-    def before_step(self, step: int) -> None:
-        self.objective.at(step, step // self.steps_per_epoch)
+    def before_step(self, step: int) -> bool:
+        now, before = (
+            self.objective.weights_at(at, at // self.steps_per_epoch) for at in (step, max(0, step - 1))
+        )
+        self.objective.weights = now
+        return now != before
 
     # -------------------------------------------------------- weights
 
@@ -151,7 +156,7 @@ class SeparatorTask(Task):
             clips = drawer.references()
             rate, references = self.separator.sample_rate, self._references(clips)
             live = LiveExamples(drawer, self.store.utterances, rate, clips, references, self._remix)
-            fresh = FreshBatches(size, start, *place)
+            fresh = FreshBatches(size, start, *place, seed=train.seed)
             return training_batches(live, InParts(fresh, train.accumulate), train.workers, pin)
         split = self.store.split("train")
         if len(split) < size * place[1]:

@@ -38,7 +38,8 @@ class Task(ABC):
     `objective`: a module from a batch, on its device, to named scalars with `loss` among them; its trained
     weights are those of `groups`. `examples` names what it learns from, so that a resumed run learns from
     the same; all of them are seen in `steps_per_epoch`. `speakers`: whom it has heard in training; (path,
-    cause) of files and people `left_out`.
+    cause) of files and people `left_out`. `judged_by` names the examples of the validation, where `examples`
+    does not.
     """
 
     config: Config | EmbedderConfig
@@ -46,6 +47,7 @@ class Task(ABC):
     groups: list[dict[str, Any]]
     examples: str
     speakers: set[str]
+    judged_by: str = ""
     left_out: Sequence[tuple[str, str]] = ()
     steps_per_epoch: int = 1
 
@@ -81,8 +83,10 @@ class Task(ABC):
         Raises UserError where they do not fit.
         """
 
-    def before_step(self, step: int) -> None:  # noqa: B027 - nothing, unless a task says otherwise
-        """Called before every step of the optimiser, with the number of those that are over."""
+    def before_step(self, step: int) -> bool:
+        """Called before every step of the optimiser, with the number of those that are over. Returns whether
+        its criteria are others than the last step's."""
+        return False
 
     def after_step(self) -> None:  # noqa: B027
         """Called after every step of the optimiser."""

@@ -28,6 +28,7 @@ from utils.logger import RunLogger, Speed
 from utils.progress import progress_bar
 from utils.signals import Interrupted, StopSignals
 
+OTHER_LOSSES = ("loss.", "train.speakers:", "train.utterances:")
 OTHER_SCORES = ("train.best:", "train.validation_examples:", "train.ema:", "data.", "it learnt from")
 """Changes of a configuration after which scores cannot be compared."""
 
@@ -78,6 +79,8 @@ class Run:
         changes = differences(there, self.config.model_dump())
         if content["training"]["examples"] != self.task.examples:
             changes.append("it learnt from other examples")
+        if content["training"].get("judged_by", self.task.judged_by) != self.task.judged_by:
+            changes.append("data.validation: other examples")
         ranks = content["training"].get("ranks", distributed.world_size())
         if ranks != distributed.world_size():
             changes.append(
@@ -100,6 +103,8 @@ class Run:
                 f"{last}: its weights do not fit another network ({'; '.join(changes) or error})"
             ) from error
         training = content["training"]
+        if any(change.startswith(OTHER_LOSSES) for change in changes):
+            self.learner.failures.forget()
         self._has_heard(content)
         self.step, self.seconds = training["step"], training["seconds"]
         self.validated = training.get("validated", self.step)
@@ -137,6 +142,7 @@ class Run:
                 "validated": self.validated,
                 "ranks": distributed.world_size(),
                 "examples": self.task.examples,
+                "judged_by": self.task.judged_by,
             }
             regular = self.step % self.config.train.save_every == 0 or self.over
             self.folder.save_last(content, self.step, regular)

@@ -364,7 +364,7 @@ def test_the_speaker_loss_starts_late() -> None:
     options = ["store.kind=wave", "loss.srl={beta: 0.3, start_epoch: 2, start_step: 7}"]
     objective = tiny_objective(options, embedders()["resemblyzer"])
     for step, epoch, expected in ((0, 0, False), (9, 1, False), (6, 2, False), (7, 2, True)):
-        objective.at(step, epoch)
+        objective.weights = objective.weights_at(step, epoch)
         assert ("srl" in objective(wave_batch())) == expected
     values = objective(wave_batch())
     torch.testing.assert_close(values["loss"], values["power_law"] + 0.3 * values["srl"])

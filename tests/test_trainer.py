@@ -28,6 +28,7 @@ from model.foreign import build_embedder
 from model.learner import Learner
 from model.optimization import learning_rate
 from model.patience import Patience
+from model.run_folder import RunFolder
 from model.separator import Separator
 from model.separator_task import SeparatorTask
 from model.task import Outcome
@@ -534,6 +535,22 @@ def test_an_explosion_is_measured_by_the_median(tmp_path: Path) -> None:
     for number in range(30):
         negative.passed(-10.0 - number % 3)
     assert negative.cause(40.0, 1.0) is None and negative.cause(50.0, 1.0) is not None
+    # learnt by heart: a single mistake, less than what the training began with
+    learnt = Failures(Training(explosion=5.0), tmp_path)
+    for number in range(300):
+        learnt.passed(4.0 if number < 20 else 1e-4)
+    again.load_state(learnt.state())
+    assert learnt.cause(0.1, 1.0) is again.cause(3.9, 1.0) is None and again.cause(4.1, 1.0) is not None
+    again.forget()
+    assert again.cause(1e3, 1.0) is None
+
+
+def test_a_kept_copy_of_a_checkpoint_is_the_user_s(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, keep=1)
+    (folder.path / "step-best.pt").write_bytes(b"mine")
+    for step in (1, 2, 3):
+        folder.save_last({"step": step}, step, True)
+    assert sorted(path.name for path in folder.path.glob("step-*")) == ["step-00000003.pt", "step-best.pt"]
 
 
 def test_a_skipped_step_leaves_the_statistics_of_batch_norm() -> None:
