@@ -48,7 +48,9 @@ def listed_jobs(path: Path, references: Sequence[Path], folder: Path) -> list[Jo
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            table = csv.DictReader(file)
+            table.fieldnames = [name.strip() for name in table.fieldnames or ()]
+            rows = list(table)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: no list that can be read ({error})") from error
     if not rows or "mixture" not in rows[0]:

@@ -54,7 +54,11 @@ def directions_of(lstm: nn.LSTM) -> tuple[OneWay, OneWay]:
     for suffix in ("", "_reverse"):
         one = nn.LSTM(lstm.input_size, lstm.hidden_size, batch_first=True, device="meta")
         for name in list(one._parameters):
-            setattr(one, name, getattr(lstm, name + suffix))
+            weight = getattr(lstm, name + suffix)
+            if weight.is_cuda and not torch.is_grad_enabled():
+                # cuDNN moves weights into one buffer a layer, which would take these out of `lstm`'s own
+                weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+            setattr(one, name, weight)
         ways.append(partial(call_lstm, one.train(lstm.training)))
     forward, backward = ways
     return forward, backward

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model.presence import PIECE_SECONDS, Calibration, Listener
 from model.separator import CHUNK_SECONDS, Separator
-from utils.audio_check import clipped_share
+from utils.audio_check import Clipping
 from utils.audio_stream import AudioReader, AudioWriter, audio_writer, resampled
 from utils.errors import UserError
 
@@ -97,7 +97,7 @@ def separate_recording(
         if stopping is not None and stopping.is_set():
             raise UserError(f"{report.mixture}: stopped")
 
-    powers, count, clipped = np.zeros(2), 0, 0.0
+    powers, count, clipping = np.zeros(2), 0, Clipping()
     names = [output, *([residual_path(output)] if wishes.residual else [])]
     with suppress(_Discard), _writers(names, reader, channels) as writers:
         for mixed, estimate in separated(separator, reader, embedding, wishes.mono, listener, go_on):
@@ -106,7 +106,7 @@ def separate_recording(
             kept = mixed + wishes.strength * (estimate - mixed)
             powers += _powers(mixed, kept)
             count += mixed.shape[1]
-            clipped += clipped_share(mixed) * mixed.shape[1]
+            clipping.add(mixed)
             for write, samples in zip(writers, (kept, mixed - kept), strict=False):
                 write(samples)
         if listener is not None:
@@ -122,7 +122,7 @@ def separate_recording(
                 powers += _powers(mixed, kept)
                 for write, samples in zip(writers, (kept, mixed - kept), strict=False):
                     write(samples)
-    report.seconds, report.clipped = count / reader.rate, clipped / count
+    report.seconds, report.clipped = count / reader.rate, clipping.share
     levels = 10 * np.log10(powers / (count * channels) + 1e-12)
     report.mixture_db, report.estimate_db = (float(level) for level in levels)
     report.files = [str(path) for path in names]

@@ -63,6 +63,7 @@ class StreamingSeparator:
         if block.ndim != 2 or (waveforms is not None and len(waveforms) != len(block)):
             rows = "B" if waveforms is None else len(waveforms)
             raise ValueError(f"a block of {tuple(block.shape)}: expected [{rows}, samples]")
+        block = block.to(self.separator.device)
         self._open(block)
         assert self._pending is not None
         self._pending = torch.cat([self._pending, block.float()], dim=1)

@@ -23,7 +23,7 @@ from model.reference import read_reference
 from model.spectral import HammingSpectrogram
 from model.vggm import VggM
 from tests.conftest import RATE, embedder_state, resemblyzer_state, tone_voice
-from utils.audio_check import clipped_share
+from utils.audio_check import Clipping, clipped_share
 from utils.errors import UserError
 
 VOICES = [torch.from_numpy(tone_voice(s, seconds, 0)) for s, seconds in enumerate((0.4, 1.6, 2.7, 6.0, 2.7))]
@@ -409,6 +409,14 @@ def test_clipping_is_told_from_loud_tones_and_silence() -> None:
     tone = np.sin(2 * np.pi * 60 * time, dtype=np.float32)[None]
     assert clipped_share(tone) == clipped_share(np.zeros((2, 100))) == clipped_share(tone[:, :2]) == 0
     assert clipped_share(np.clip(tone, -0.5, 0.5)) == pytest.approx(2 / 3, abs=0.01)
+    # what stands at a lower limit before the loudest place is not clipped, however the blocks are cut
+    quiet, loud = np.clip(tone, -0.3, 0.3), np.clip(tone, -0.9, 0.9)
+    whole = np.concatenate([quiet, loud], axis=1)
+    for pieces in (1, 7, 40):
+        found = Clipping()
+        for block in np.array_split(whole, pieces, axis=1):
+            found.add(block)
+        assert found.share == pytest.approx(clipped_share(loud) / 2, abs=0.01)
 
 
 def test_an_embedder_kept_in_16_bits_is_the_same(embedder_file: Path) -> None:

@@ -856,6 +856,20 @@ def test_what_another_run_has_overwritten_is_done_again(run: Runner, checkpoint:
     assert code == 0 and json.loads(out[out.index("{") :])["recordings"][0]["seconds"] == 1.0
 
 
+def test_samples_without_a_header_are_refused(run: Runner, voices: Path) -> None:
+    (voices / "call.raw").write_bytes(bytes(32000))
+    for mixed, reference in (("call.raw", "reference.wav"), ("mixed.wav", "call.raw")):
+        given = ("-m", voices / mixed, "-r", voices / reference, "-o", voices / "out")
+        code, _, err = run(inference.main, *given)
+        assert code == 2 and "call.raw: samples without a header" in err
+
+
+def test_a_name_may_be_as_long_as_there_are(tmp_path: Path) -> None:
+    path = tmp_path / (125 * "ä" + ".wav")  # 254 bytes
+    write_audio(path, np.zeros(10, np.float32), 16000)
+    assert path.is_file() and len(list(tmp_path.iterdir())) == 1
+
+
 def test_an_unfinished_container_is_refused(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     with av.open(str(tmp_path / "x.mkv"), "w") as container:

@@ -245,6 +245,9 @@ def test_checkpoints_are_read_without_running_code(tmp_path: Path) -> None:
 def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert choose_device("cuda:0") == torch.device("cuda:0") and choose_device() == torch.device("cuda")
     with pytest.raises(UserError, match=r"--device cuda:1: 1 are here, the first is cuda:0"):
         choose_device("cuda:1")
+    assert current == [torch.device("cuda:0")]

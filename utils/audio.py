@@ -39,6 +39,15 @@ AUDIO_SUFFIXES = frozenset(
         ".mkv",
         ".mov",
         ".wma",
+        ".3gp",
+        ".ac3",
+        ".amr",
+        ".ape",
+        ".avi",
+        ".mp2",
+        ".mpg",
+        ".nist",
+        ".wv",
     ]
 )
 LARGEST_SAMPLE = 100.0
@@ -166,8 +175,12 @@ def level_db(samples: np.ndarray) -> float:
 
 
 def require_file(path: Path | str) -> None:
+    """Raises UserError for a file that is missing, or whose name says that it holds samples of an unknown
+    rate."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
+    if Path(path).suffix.lower() == ".raw":
+        raise UserError(f"{path}: samples without a header, which says no rate; make a WAV file of it")
 
 
 def _decode(path: Path | str) -> tuple[np.ndarray, int]:
@@ -200,10 +213,13 @@ def av_header(path: Path | str) -> tuple[int, int]:
 
 
 def av_frames(path: Path | str, rate: int) -> int:
-    """Samples a channel at `rate` Hz by the duration of the whole container (0: it says nothing)."""
+    """Samples a channel at `rate` Hz by the duration of the whole container (0: it says nothing of them, or
+    pictures may be what lasts so long)."""
     import av
 
     with av.open(str(path)) as container:
+        if container.streams.video:
+            return 0
         return round((container.duration or 0) / av.time_base * rate)
 
 

@@ -175,11 +175,36 @@ def _stretches(active: np.ndarray, rate: int, frames: int) -> tuple[tuple[int, i
 def clipped_share(samples: np.ndarray) -> float:
     """Share of the samples [channels, N] that stand at a limit: three or more equal ones after each other,
     within 1 % of the channel's largest magnitude, which is at least 0.05."""
-    peak = np.abs(samples).max(axis=-1, keepdims=True)
+    found = Clipping()
+    found.add(samples)
+    return found.share
+
+
+class Clipping:
+    """The `share` of a recording's samples that stand at a limit (see `clipped_share`), block by block."""
+
+    def __init__(self) -> None:
+        self.peak, self.clipped, self.count = np.zeros((1, 1)), np.zeros(1), 0
+
+    def add(self, block: np.ndarray) -> None:
+        """The next samples [channels, n]."""
+        peak = np.abs(block).max(axis=-1, keepdims=True, initial=0.0)
+        same_limit = (peak <= 1.01 * self.peak)[:, 0]  # else what stood at a lower one was not clipped
+        self.peak = np.maximum(peak, self.peak)
+        self.clipped = np.where(same_limit, self.clipped, 0) + _at_limit(block, self.peak).sum(axis=1)
+        self.count += block.size
+
+    @property
+    def share(self) -> float:
+        return float(self.clipped.sum() / max(1, self.count))
+
+
+def _at_limit(samples: np.ndarray, peak: np.ndarray) -> np.ndarray:
+    """Which of the samples [channels, N] stand at the limit `peak` [channels, 1]."""
     high = (np.abs(samples) >= 0.99 * peak) & (peak >= 0.05)
     same = (samples[:, 1:] == samples[:, :-1]) & high[:, 1:]
     run = same[:, 1:] & same[:, :-1]  # the third of a run, and all that follow
     clipped = np.zeros(samples.shape, bool)
     for shift in range(3):
         clipped[:, shift : shift + run.shape[1]] |= run
-    return float(clipped.mean())
+    return clipped

@@ -19,6 +19,9 @@ from typing import Any
 
 from utils.errors import UserError
 
+LONGEST_NAME = 255
+"""Bytes that file systems allow."""
+
 
 @contextmanager
 def atomic_file(path: Path | str) -> Iterator[Path]:
@@ -32,7 +35,10 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
         raise UserError(f"{path}: is a folder; name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        # ten bytes more than the name itself, which may have all that are allowed
+        stem = os.fsencode(path.stem)[: LONGEST_NAME - 10 - len(os.fsencode(path.suffix))]
+        prefix = f".{stem.decode(errors='ignore')}-"
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
         os.close(handle)
     except OSError as error:
         raise _unwritable(path, error) from error
