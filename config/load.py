@@ -80,6 +80,9 @@ def read_yaml(path: Path | str, _chain: tuple[Path, ...] = ()) -> dict[str, Any]
         raise UserError(f"{path}: no such configuration{_meant(near)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
+    if re.search(r"^\s+num_freq\s*:", text, re.MULTILINE):
+        other = "is of the public re-implementation of VoiceFilter; its like here is config/mindslab.yaml"
+        raise UserError(f"{path}: {other}")
     content = _parse_yaml(text, str(path))
     if content is None:
         content = {}
@@ -99,11 +102,17 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     for key, value in above.items():
         old = merged.get(key)
         merged[key] = value
-        if isinstance(value, dict) and isinstance(old, dict):
-            other_kind = value.get("kind", old.get("kind")) != old.get("kind")
-            if not (key in CHOICES and other_kind):
-                merged[key] = _merge(old, value)
+        if not (isinstance(value, dict) and isinstance(old, dict)):
+            continue
+        if key not in CHOICES or "kind" not in value or value["kind"] == _kind_in(below, key):
+            merged[key] = _merge(old, value)
     return merged
+
+
+def _kind_in(tree: dict[str, Any], section: str) -> Any:
+    """The kind of one of CHOICES, which need not stand there."""
+    model = MODELS.get(str(tree.get("task", "separator")), Config)
+    return tree[section].get("kind", model.model_fields[section].default.kind)
 
 
 def _override(tree: dict[str, Any], text: str) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from utils.errors import UserError
+
 RUNS = Path("chkpt")
 SHIPPED = Path(__file__).parents[1] / "weights"
 """Of this project: NAME.safetensors, see weights/README.md."""
@@ -18,6 +20,15 @@ def shipped_weights(name: str = DEFAULT) -> Path:
 
 def checkpoint_of(name: Path | str, runs: Path = RUNS) -> Path:
     """A file, or, where there is no such file, the best checkpoint of the run of that name below `runs`, or
-    weights of that name that come with this project."""
-    named = (Path(name), runs / name / "best.pt", shipped_weights(str(name)))
+    weights of that name that come with this project.
+
+    Raises UserError where there is such a run which has no best checkpoint yet, beside weights of its name.
+    """
+    run, weights = runs / name, shipped_weights(str(name))
+    named = (Path(name), run / "best.pt", weights)
+    if weights.is_file() and not any(path.is_file() for path in named[:2]):
+        if (run / "last.pt").is_file():
+            raise UserError(f"{name}: the run {run} has no best.pt yet; the other weights are {weights}")
+        if seeds := sorted(run.glob("seed-*/best.pt")):
+            raise UserError(f"{name}: name a seed's run, such as {name}/{seeds[0].parent.name}, or {weights}")
     return next((path for path in named if path.is_file()), Path(name))

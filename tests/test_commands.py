@@ -257,6 +257,13 @@ def test_the_shipped_weights_are_the_default_else_the_newest_best_checkpoint(
     assert f"{shipped}: mixture" in run(inference.main, *arguments)[1]
     assert f"{shipped}: mixture" in run(inference.main, *arguments, "--checkpoint_path", "voicefilter")[1]
     assert Separator.load().config == Separator.load(shipped).config
+    run_folder = trained.parents[1] / "voicefilter"
+    for name, words in (("seed-3/best.pt", "such as voicefilter/seed-3"), ("last.pt", "has no best.pt yet")):
+        (run_folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (run_folder / name).touch()
+        code, _, err = run(inference.main, *arguments, "--checkpoint_path", "voicefilter")
+        assert code == 2 and words in err
+    shutil.rmtree(run_folder)
     monkeypatch.setattr(model.shipped, "SHIPPED", voices / "none")
     code, out, _ = run(inference.main, *arguments)
     assert code == 0 and "chkpt/m/best.pt" in out

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from config.load import CONFIG_FOLDER, differences, load_config, read_yaml
+from config.load import CONFIG_FOLDER, differences, load_any_config, load_config, read_yaml
 from model.dvector import DVector
 from model.separator import Separator
 from utils.errors import UserError
@@ -94,6 +94,20 @@ def test_the_order_of_overrides_does_not_matter() -> None:
         ["network.lstm_dim=64", "network.kind=film_blstm"],
     ):
         assert load_config("config/voicefilter.yaml", order).network.lstm_dim == 64
+
+
+def test_the_usual_kind_named_by_an_override_keeps_the_file_s_options(tmp_path: Path) -> None:
+    for task, kind, option in (("separator", "voicefilter", "fc1_dim"), ("embedder", "dvector", "hidden")):
+        path = tmp_path / f"{task}.yaml"
+        path.write_text(f"task: {task}\nnetwork: {{{option}: 10}}\n")
+        assert getattr(load_any_config(path, [f"network.kind={kind}"]).network, option) == 10
+
+
+def test_another_project_s_configuration_is_named_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("data:\n  audio_len: 3.0\n---\naudio:\n  n_fft: 1200\n  num_freq: 601 # n_fft//2 + 1\n")
+    with pytest.raises(UserError, match=r"is of the public re-implementation .* config/mindslab.yaml"):
+        load_config(path)
 
 
 def test_another_kind_of_network_drops_the_base_s_options(tmp_path: Path) -> None:
