@@ -113,9 +113,9 @@ class Foreign:
         else:
             counted = (v for k, v in self.state.items() if not k.endswith(NOT_LEARNT))
             size = f"{sum(v.numel() for v in counted):,} parameters"
-        details = [size, *(f"{k} {v}" for k, v in options.items()), f"embedding of {self.embedding_dim}"]
         if options.get("lstm") == "none":
             del options["lstm_dim"]
+        details = [size, *(f"{k} {v}" for k, v in options.items()), f"embedding of {self.embedding_dim}"]
         fits = self.embedding_dim and (embedder is None or _is_published(embedder))
         windows = self.settings.windows if fits else None
         frames = f", embedder windows of {windows[0]} frames every {windows[1]}" if windows else ""
@@ -145,8 +145,11 @@ def _is_published(embedder: Embedder) -> bool:
     """Whether it is the public re-implementation's, as a graph too."""
     if isinstance(embedder, OnnxEmbedder):
         return True
-    same = isinstance(embedder, DVector) and not embedder.unit_length
-    return same and all(embedder.options[key] == MINDSLAB[key] for key in ("n_fft", "hidden"))
+    if not isinstance(embedder, DVector) or embedder.unit_length:
+        return False
+    theirs = {key: MINDSLAB[key] for key in ("n_fft", "hidden")}
+    theirs |= {"mels": 40, "log_mel": True, "layers": 3, "projection": 0, "relu": False}
+    return all(embedder.options[key] == value for key, value in theirs.items())
 
 
 def read_foreign(

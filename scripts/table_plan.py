@@ -55,15 +55,23 @@ class Plan:
     def _test(self) -> list[str]:
         """Who is tested on: the paper's people of VCTK, the subsets that were named, or a share."""
         count = EXAMPLES[self.scale][1] or 1000
+        return [f"data.test={{examples: {count}, {self._tested()}}}"]
+
+    def _tested(self) -> str:
         if self.options.test_subsets:
-            chosen = f"subsets: [{self.options.test_subsets}]"
+            return f"subsets: [{self.options.test_subsets}]"
         elif self.table.vctk and self.scale == "full":
-            chosen = f"speaker_ids: [{', '.join(PAPER_VCTK_TEST)}]"
+            return f"speaker_ids: [{', '.join(PAPER_VCTK_TEST)}]"
         elif self.options.tuples and not self.table.vctk:
-            chosen = "subsets: [dev-clean, dev-other]"
-        else:
-            chosen = "speakers: 0.1"
-        return [f"data.test={{examples: {count}, {chosen}}}"]
+            return "subsets: [dev-clean, dev-other]"
+        return "speakers: 0.1"
+
+    def _of_embedder(self) -> list[str]:
+        """Overrides of the embedder's training: those whom the separators are tested and validated on are
+        held out of it, too, and a batch has no more people than VCTK."""
+        fewer = ["train.speakers=50", "train.utterances=2"] if self.scale == "full" else []
+        shorter = shrunk(self.scale, self.table, separator=False)
+        return [*fewer, *shorter, f"data.test={{{self._tested()}}}"]
 
     def _given(self) -> list[str]:
         """Corpora and sounds, as generator.py and evaluate.py take them."""
@@ -103,7 +111,7 @@ class Plan:
                 "the embedder that the speaker loss hears with",
                 ("trainer.py", "-c", f"config/{self.table.embedder}.yaml", *self._speech(), "-m", "embedder",
                  "-b", str(self.folder), "--device", self.options.device,
-                 *shrunk(self.scale, self.table, separator=False)),
+                 *self._of_embedder()),
                 self.folder / "chkpt/embedder/best.pt",
             )  # fmt: skip
         stores: set[Path] = set()
@@ -173,8 +181,7 @@ class Plan:
         runs = [(self._config(row), len(self.seeds)) for row in self.runs()]
         if self.table.embedder and not self.options.embedder:
             path = CONFIGS / f"{self.table.embedder}.yaml"
-            shorter = list(shrunk(self.scale, self.table, separator=False))
-            load_any_config(str(path), shorter)  # refuses here what would be refused hours later
+            load_any_config(str(path), self._of_embedder())  # refuses here what would be refused hours later
         cost = hours_and_bytes(runs)
         left_out = (
             "Not in it: an embedder's training, speaker losses, mixing, scores, words, and checkpoints."

@@ -197,7 +197,8 @@ def shrunk(scale: Scale, table: Table, separator: bool = True) -> Sequence[str]:
     ]
     if not separator:
         frames = ["train.speakers=4", "train.utterances=1", "train.frames=[100, 100]", "train.workers=0"]
-        return [*often, *frames, "train.warmup_steps=0", "network.n_fft=512", "network.dim=64"]
+        held_out = "data.validation={speakers: 0.05}"
+        return [*often, *frames, held_out, "train.warmup_steps=0", "network.n_fft=512", "network.dim=64"]
     train, test = EXAMPLES[scale]
     seconds = 1.5 if scale == "tiny" else 1.0
     held_out = f"examples: {max(4, test // 2)}, speakers: 0.05"
