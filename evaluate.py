@@ -228,7 +228,9 @@ def warn_of_task(data: TestSet, options: argparse.Namespace, separators: Mapping
 
 def mixture_system(data: TestSet, out: Path, listener: Embedder | None) -> System:
     """The unprocessed mixture, as judged by the embedder `listener`, if there is one."""
-    folder = out / f"mixture-{data.name}"
+    # of a list both may be asked for, the voice and the rest
+    reverse = "-reverse" if any(recipe.reverse for recipe in data.recipes) else ""
+    folder = out / f"mixture-{data.name}{reverse}"
     of = data.split.fingerprint
     return System(MIXTURE, folder, fingerprint([SCORES, of, data.rate]), of, judge=_hears(listener))
 
@@ -252,10 +254,11 @@ def system_of(
             f"{path}: works at {separator.sample_rate} Hz, {data.source} holds {data.rate} Hz audio"
         )
     of = data.split.fingerprint
+    identity = fingerprint([SCORES, digest, of, str(separator.masking), separator.precision])
     precision = used_precision(separator.device, separator.precision)
-    how = [SCORES, digest, of, str(separator.masking), precision, separator.device.type]
+    made_with = versions() | {"precision": precision, "device": device_name(separator.device)}
     place = str(Path(path).resolve())
-    return System(path, folder, fingerprint(how), of, separator, _hears(listener), place, digest)
+    return System(path, folder, identity, of, separator, _hears(listener), place, digest, made_with)
 
 
 def _hears(listener: Embedder | None) -> str:
@@ -276,7 +279,7 @@ def describe_system(
         "checkpoint": system.name,
         "checkpoint_sha256": system.sha256,
         "versions": versions(),
-        "earlier_versions": [made for made in system.earlier if made != versions()],
+        "earlier": [found for one in (mixture, system) for found in one.differences()],
         "data": data.source,
         "data_fingerprint": data.split.fingerprint,
         "split": data.name,

@@ -25,6 +25,7 @@ from datasets.lists import ignored_by_tuples, listed_recipes, read_tuples, tuple
 from datasets.mixture import render
 from datasets.plan import SOUNDS, Recordings, SplitPlan, index_recordings, plan_draws, plan_lists
 from datasets.recipe import Clip, RecipeFile
+from datasets.rooms import ROOMS
 from datasets.shards import Features, SplitWriter, Workers, write_recipes, write_shards
 from datasets.store import (
     MISSING,
@@ -240,13 +241,15 @@ def generate(
     Returns how many shards are still missing.
     """
     folders = {name: getattr(config.data, name) for name in ("corpus", *SOUNDS)}
-    settings = {
+    settings: dict[str, Any] = {
         "audio": config.audio.model_dump(),
         "data": config.data.model_dump(exclude=set(folders)),
         "store": config.store.model_dump(exclude={"folder"}),
         "corpus": recordings.fingerprint,
         "lists": {split: f"{kind} {sha256_of(path)[:16]}" for split, (kind, path) in lists.items()},
     }
+    if config.data.reverberation.share:
+        settings["rooms"] = ROOMS
     splits = {
         name: {"examples": p.count, "speakers": p.speakers, "same_utterance_speakers": p.same_utterance}
         for name, p in plans.items()

@@ -21,7 +21,7 @@ from config.schema import Config
 from model.build_task import build_task, with_sources
 from model.failure import too_large
 from model.seeds import report_seeds
-from model.shipped import RUNS, checkpoint_of
+from model.shipped import RUNS, checkpoint_of, shipped_weights
 from model.training_run import Run
 from utils import distributed
 from utils.device import choose_device, is_out_of_memory, keep_memory
@@ -66,7 +66,10 @@ def train_once(
     with run.folder.locked():
         start = options.checkpoint_path
         if start and not run.folder.last.is_file():
-            start = str(checkpoint_of(start, Path(options.base_dir) / RUNS))
+            # a new run that is called like the weights in the box begins with those
+            box, runs = shipped_weights(start), Path(options.base_dir) / RUNS
+            own = start == options.model and box.is_file() and not Path(start).is_file()
+            start = str(box if own else checkpoint_of(start, runs))
         run.load(start, options.allow_changes)
         try:
             return run.train()

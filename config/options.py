@@ -169,8 +169,8 @@ class Training(Options):
     `log_every` count steps. `precision` auto is bf16 where it is fast; fp16 (CUDA only) scales the loss.
 
     A step whose loss or gradient is not finite, or whose loss exceeds the median of the last 100 losses by
-    more than `explosion` times their median magnitude, ends the training; up to `skip_failures` in a row are
-    skipped.
+    more than `explosion` times their median magnitude (or a hundredth of the first ones', if that is more),
+    ends the training; up to `skip_failures` in a row are skipped.
     `seeds`: one training after another with each of them as its `seed`, and a table of what they reach.
     """
 

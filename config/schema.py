@@ -202,9 +202,6 @@ class Train(Training):
     @model_validator(mode="after")
     def _has_an_effect(self) -> Train:
         require_switch(self, "remix", "remix_db")
-        for name in ("remix", "embedding_mix"):
-            if getattr(self, name) and self.batch_size == 1:
-                raise ValueError(f"{name}: takes another example of the batch, and batch_size is 1")
         return self
 
 

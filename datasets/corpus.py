@@ -290,8 +290,8 @@ def split_speakers(
     """Disjoint speakers of every split: `wanted` maps a split to (share of all speakers, explicit ids).
 
     Explicit ids come first; a share takes at least two of a seeded shuffle; the rest is `train`. Voices that
-    datasets/warp.py has made of these people are only trained on, and not even that where the person is held
-    out. Raises UserError when an id is unknown or named twice, or when fewer than two would be left to train.
+    datasets/warp.py has made are only trained on, and not even that where the person is held out.
+    Raises UserError when an id is unknown or named twice, or when fewer than two would be left to train.
     """
     named = [name for _, ids in wanted.values() for name in ids or ()]
     unknown = sorted(set(named) - set(speakers))
@@ -300,12 +300,7 @@ def split_speakers(
     if len(set(named)) < len(named):
         twice = [name for name, count in Counter(named).items() if count > 1]
         raise UserError(f"speaker_ids: {', '.join(sorted(twice))}: named in more than one split")
-    people = {name.rpartition("/")[2] for name in speakers if not WARPED.search(name)}
-    made = {
-        name: person
-        for name in speakers
-        if (person := _warped_of(name).rpartition("/")[2]) in people and WARPED.search(name)
-    }
+    made = {name: _warped_of(name).rpartition("/")[2] for name in speakers if WARPED.search(name)}
     free = sorted(set(speakers) - set(named) - set(made))
     np.random.default_rng(seed).shuffle(free)
     splits: dict[str, list[str]] = {}

@@ -143,7 +143,7 @@ def _checked(loader: Iterator[Batch | UserError], workers: int) -> Iterator[Batc
         except StopIteration:
             return
         except RuntimeError as error:
-            if "DataLoader worker" in str(error):
+            if "DataLoader worker" in str(error) or "Pin memory thread" in str(error):
                 raise UserError(
                     f"one of {workers} loader processes was killed (is the memory full?); lower train.workers"
                 ) from error

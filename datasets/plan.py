@@ -17,6 +17,7 @@ from datasets.corpus import (
     Corpus,
     Utterance,
     corpus_fingerprint,
+    heard_speakers,
     index_corpus,
     index_sounds,
     split_speakers,
@@ -134,7 +135,7 @@ def plan_lists(listed: Mapping[str, Listed], speaker_of: Mapping[str, str]) -> d
     plans = {split: plan_list(split, listed[split], speaker_of) for split in SPLITS if split in listed}
     trained_on = set(plans["train"].speakers) if "train" in plans else set()
     for split in SCORED:
-        both = sorted(trained_on.intersection(plans[split].speakers if split in plans else ()))
+        both = sorted(heard_speakers(plans[split].speakers, trained_on)) if split in plans else ()
         if both:
             named = ", ".join(both[:10]) + (" ..." if len(both) > 10 else "")
             print(f"WARNING: {len(both)} speakers of {split} are in train as well: {named}")

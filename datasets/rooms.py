@@ -100,6 +100,10 @@ def simulate(room: Room, rate: int) -> np.ndarray:
     return np.asarray(shoebox.rir[0][0], np.float64)
 
 
+ROOMS = 2
+"""Raised when sources in rooms are rendered in another way, so that no store is a mixture of two ways."""
+
+
 def reverberate(samples: np.ndarray, response: np.ndarray, rate: int, early: bool = False) -> np.ndarray:
     """Convolves samples [N] with an impulse response [M] so that the direct sound keeps its place and level.
 

@@ -18,7 +18,8 @@ from utils.errors import UserError
 from utils.processes import cores, worker_pool
 from utils.progress import progress_bar
 
-DEFAULT_CACHE = Path("data/index.sqlite")
+CACHE_VARIABLE = "SCAN_CACHE"
+DEFAULT_CACHE = Path(os.environ.get(CACHE_VARIABLE, "data/index.sqlite"))
 CHECKS = ("full", "quick")
 VERSION = 2  # of what a check finds; another number makes the cache's rows be made anew
 POOL_FILES = 64  # fewer than these are checked before a pool has started

@@ -92,7 +92,7 @@ def speaker_split(recordings: Recordings, data: EmbedderData, judged: Corpus | N
     names = split_speakers(sorted(speakers), data.seed, wanted_speakers(data, speakers))
     held_out, unusable = {name: speakers[name] for name in names["validation"]}, list(recordings.unusable)
     if judged is not None:
-        names["train"] = sorted(names["train"] + names["validation"])
+        names["train"] = sorted(speakers.keys() - heard_speakers(speakers, names.get("test", ())))
         _require_strangers(judged, recordings.by_kind["speech"])
         held_out = _by_speaker(replace(u, id=f"validation:{u.id}") for u in judged.utterances)
         unusable += judged.unusable

@@ -90,9 +90,8 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
             f"{100 * summary['claimed_eer_before']:.2f} % on mixtures, "
             f"{100 * summary['claimed_eer_after']:.2f} % on estimates ({summary['claimed_trials']} trials)."
         )
-    if made := summary.get("earlier_versions"):
-        commits = ", ".join(str(versions["commit"])[:12] for versions in made)
-        lines.append(f"Some scores are of earlier runs, by other versions (code: {commits}).")
+    if changes := sorted({change for made in summary.get("earlier", ()) for change in made}):
+        lines.append(f"Some scores are of earlier runs, which differed in {'; '.join(changes)}.")
     if len(summary.get("by_sex", ())) > 1:
         parts = [f"{pair} {v['mean']:+.2f} dB (n {v['n']})" for pair, v in summary["by_sex"].items()]
         lines.append(f"SI-SDR improvement by the sexes of target and other voice: {', '.join(parts)}.")

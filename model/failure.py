@@ -57,8 +57,8 @@ class Failures:
         if limit is None or len(self.losses) < LEAST:
             return None
         usual = median(self.losses)
-        # losses may be negative; and where they are nearly 0, less than the first ones is no explosion
-        if loss - usual > max(limit * median(map(abs, self.losses)), self.start or 0.0):
+        # losses may be negative; and where they are nearly 0, a hundredth of the first ones counts instead
+        if loss - usual > limit * max(median(map(abs, self.losses)), (self.start or 0.0) / 100):
             return f"the loss is {loss:g}, {EXPLODED} {usual:g}"
         return None
 
@@ -66,7 +66,7 @@ class Failures:
         self.in_a_row = 0
         if self.train.explosion is not None:
             self.losses.append(loss)
-            if self.start is None and len(self.losses) == LEAST:
+            if self.start is None and len(self.losses) >= LEAST:
                 self.start = median(map(abs, self.losses))
 
     def met(self, step: int, cause: str, batches: Sequence[Batch], losses: Sequence[float]) -> None:

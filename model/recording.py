@@ -172,7 +172,7 @@ def separated(
     def at_separator_rate(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         return resampled(blocks, reader.rate, separator.sample_rate)
 
-    short = 0 < reader.frames <= CHUNK_SECONDS * reader.rate
+    short = 0 < reader.expected <= CHUNK_SECONDS * reader.rate
     again = not short and separator.hears_whole  # so that nothing of it has to be kept
     mixed, seen = (
         _Parts(at_own_rate if again else None),
@@ -243,5 +243,5 @@ def _writers(names: Sequence[Path], reader: AudioReader, channels: int) -> Itera
     """Files that get their names together at the end, or, after an exception, not at all."""
     with ExitStack() as stack:
         yield [
-            stack.enter_context(audio_writer(path, reader.rate, channels, reader.frames)) for path in names
+            stack.enter_context(audio_writer(path, reader.rate, channels, reader.expected)) for path in names
         ]

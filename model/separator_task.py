@@ -269,7 +269,11 @@ def _with_settings_of(store: Store, config: Config) -> Config:
 
 
 def require_trainable(config: Config) -> None:
-    """Raises UserError for networks that only run other projects' weights."""
+    """Raises UserError for networks that only run other projects' weights, and options that would do
+    nothing."""
+    for name in ("remix", "embedding_mix"):
+        if getattr(config.train, name) and config.train.batch_size == 1:
+            raise UserError(f"train.{name}: takes another example of the batch, and train.batch_size is 1")
     if config.network.kind == "onnx":
         raise UserError("network.kind onnx: a graph can only be run, not trained")
     if config.network.input == "db":

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from config.load import differences
 from datasets.corpus import Utterance
 from datasets.live import RenderedSplit
 from datasets.recipe import Clip, Recipe
@@ -76,8 +77,8 @@ class System:
 
     `identity`: what its scores depend on besides the row; others are not gone on with. Of those that an
     embedder gives, `judge` is its fingerprint: another's are computed anew. `data`: the fingerprint of the
-    examples. `checkpoint`: the file, and the `sha256` of what was read from it. `earlier`: what the scores of
-    earlier runs were made with (see `versions`).
+    examples. `checkpoint`: the file, and the `sha256` of what was read from it. `made_with`: what else there
+    is to say of how scores are computed (versions, device), and `earlier` the same of earlier runs' scores.
     """
 
     name: str
@@ -88,6 +89,7 @@ class System:
     judge: str = ""
     checkpoint: str = ""
     sha256: str = ""
+    made_with: dict[str, Any] = field(default_factory=versions)
     rows: dict[int, Row] = field(default_factory=dict)
     earlier: list[dict[str, Any]] = field(default_factory=list)
     begun: bool = False
@@ -107,7 +109,8 @@ class System:
                     "another folder with -o, or remove it"
                 )
             if head.get("identity") != self.identity:
-                if (place := head.get("checkpoint", self.checkpoint)) != self.checkpoint:
+                place = head.get("checkpoint", self.checkpoint)
+                if place != self.checkpoint and Path(place).is_file():  # else the run was moved
                     raise UserError(
                         f"{self.folder}: holds scores of {place}, not of {self.checkpoint}; name another "
                         "folder with -o, or remove it"
@@ -121,8 +124,13 @@ class System:
                     same = entry.get("judge") == self.judge
                     scores = {k: v for k, v in entry["scores"].items() if same or k not in JUDGED}
                     self.rows.setdefault(entry["row"], {}).update(scores)
-                elif (made := entry.get("versions")) is not None and made not in self.earlier:
-                    self.earlier.append(made)
+                elif "made_with" in entry and entry["made_with"] not in (self.made_with, *self.earlier):
+                    self.earlier.append(entry["made_with"])
+
+    def differences(self) -> list[list[str]]:
+        """Of each earlier run whose scores are kept, what it did otherwise; the kernel does not count."""
+        found = [differences(made, self.made_with) for made in self.earlier]
+        return [[line for line in lines if not line.startswith("system:")] for lines in found]
 
     def add(self, found: Mapping[int, Row]) -> None:
         """Keeps scores of some rows, on disk at once."""
@@ -135,7 +143,7 @@ class System:
                 if file.read(1) != b"\n":
                     file.write(b"\n")  # after a crash in the middle of a line
             head = {"identity": self.identity, "data": self.data, "checkpoint": self.checkpoint}
-            lines = [] if self.begun else [json.dumps({**head, "versions": versions()})]
+            lines = [] if self.begun else [json.dumps({**head, "made_with": self.made_with})]
             self.begun = True
             for row, scores in found.items():
                 self.rows.setdefault(row, {}).update(scores)

@@ -19,6 +19,11 @@ from utils.errors import UserError
 from utils.files import fingerprint, read_json
 
 CONFIGS = Path("config")
+WHO = (
+    "data.seed=", "data.subsets=", "data.check=", "data.validation.speaker", "data.validation.subsets=",
+    "data.test.speaker", "data.test.subsets=",
+)  # fmt: skip
+"""Overrides that decide who is held out, of a separator and of an embedder."""
 PAPER_VCTK_TEST = ("p246", "p247", "p250", "p251", "p272", "p273", "p305", "p333", "p347", "p374")
 
 
@@ -71,7 +76,8 @@ class Plan:
         held out of it, too, and a batch has no more people than VCTK."""
         fewer = ["train.speakers=50", "train.utterances=2"] if self.scale == "full" else []
         shorter = shrunk(self.scale, self.table, separator=False)
-        return [*fewer, *shorter, f"data.test={{{self._tested()}}}"]
+        own = [text for text in self.options.overrides if text.startswith(WHO)]
+        return [*fewer, *shorter, f"data.test={{{self._tested()}}}", *own]
 
     def _given(self) -> list[str]:
         """Corpora and sounds, as generator.py and evaluate.py take them."""

@@ -8,6 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+if not os.environ.get("TEST_CUDA"):  # what is promised bit for bit is promised of a CPU
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["no_proxy"] = "*"  # the tests' servers are here
+
 import numpy as np
 import pytest
 import soundfile
@@ -50,7 +54,9 @@ def write_librispeech(root: Path, speakers: int, utterances: int, seconds: float
 def _index_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Findings of the tests' own files stay out of the user's index."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan, "DEFAULT_CACHE", tmp_path_factory.mktemp("index") / "index.sqlite")
+        cache = tmp_path_factory.mktemp("index") / "index.sqlite"
+        patch.setattr(scan, "DEFAULT_CACHE", cache)
+        patch.setenv(scan.CACHE_VARIABLE, str(cache))  # of the processes that they start
         yield
 
 

@@ -500,10 +500,10 @@ def test_speakers_are_disjoint_seeded_and_never_fewer_than_two() -> None:
     assert splits["test"] == ["3", "4", "5"]
     # voices that were made of people are trained on where the person is, and change no draw
     warped = [f"warped/{name}~{voice}" for name in names for voice in (1, 2)]
-    more = split_speakers([*names, *warped], 1, wanted)
+    more = split_speakers([*names, *warped, "x~1"], 1, wanted)
     assert (more["validation"], more["test"]) == (splits["validation"], splits["test"])
     trained = {f"warped/{name}~{voice}" for name in splits["train"] for voice in (1, 2)}
-    assert set(more["train"]) == {*splits["train"], *trained}
+    assert set(more["train"]) == {*splits["train"], *trained, "x~1"}
     assert len(split_speakers(names, 1, {"test": (0.01, None)})["test"]) == 2
     for bad, words in (({"test": (0.1, ["x"])}, "x: not among"), ({"test": (0.1, names)}, "train 0")):
         with pytest.raises(UserError, match=words):

@@ -82,7 +82,8 @@ def test_a_bad_recording_is_one_sentence_and_writes_nothing(
         code, _, err = run(command.main, *arguments)
         assert code == 2 and words in err and name in err, (name, err)
         assert err.strip().splitlines()[-1].startswith("ERROR: ")
-    code, _, err = run(command.main, "embed", good, "-o", tmp_path / "e", "--picture", tmp_path / "e")
+    both = ("-o", tmp_path / "e", "--picture", tmp_path / "e")
+    code, _, err = run(command.main, "embed", good, *both, "-e", embedder_file)
     assert code == 2 and "for the picture" in err
     assert not (tmp_path / "e.npz").exists() and not (tmp_path / "e").exists()
     code, _, err = run(command.main, "emded")

@@ -213,14 +213,20 @@ def av_header(path: Path | str) -> tuple[int, int]:
 
 
 def av_frames(path: Path | str, rate: int) -> int:
-    """Samples a channel at `rate` Hz by the duration of the whole container (0: it says nothing of them, or
-    pictures may be what lasts so long)."""
+    """Samples a channel at `rate` Hz by the duration of the whole container (0: it says nothing)."""
     import av
 
     with av.open(str(path)) as container:
-        if container.streams.video:
-            return 0
         return round((container.duration or 0) / av.time_base * rate)
+
+
+def has_pictures(path: Path | str) -> bool:
+    """Whether a container holds a video, which may last longer than its sound; a cover is none."""
+    import av
+
+    with av.open(str(path)) as container:
+        cover = av.stream.Disposition.attached_pic
+        return not all(stream.disposition & cover for stream in container.streams.video)
 
 
 def av_blocks(path: Path | str) -> Iterator[np.ndarray]:

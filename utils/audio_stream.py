@@ -20,6 +20,7 @@ from utils.audio import (
     av_blocks,
     av_frames,
     av_header,
+    has_pictures,
     peak_level,
     require_file,
     system_name,
@@ -45,7 +46,8 @@ SLOWEST, FASTEST = 100, 10_000_000
 class AudioReader:
     """A recording of any format that libsndfile or PyAV knows: its `rate` in Hz, its number of `channels`.
 
-    `frames`: the samples a channel that its header promises, 0 where it does not say. Raises UserError for a
+    `frames`: the samples a channel that its header promises, 0 where it does not say; `expected`: about as
+    many as there will be, 0 where nobody knows. Raises UserError for a
     file that is missing or no audio, or says a rate that no sound has.
     """
 
@@ -55,12 +57,13 @@ class AudioReader:
         try:
             with soundfile.SoundFile(system_name(path)) as file:
                 self.rate, self.channels = int(file.samplerate), int(file.channels)
-                self.frames = promised_frames(file) if 0 < file.frames < 2**48 else 0
+                self.expected = self.frames = promised_frames(file) if 0 < file.frames < 2**48 else 0
             self._by_sndfile = True
         except soundfile.LibsndfileError:
             self._by_sndfile = False
             self.rate, self.frames = av_header(path)
-            self.frames = self.frames or av_frames(path, self.rate)
+            self.expected = self.frames or av_frames(path, self.rate)
+            self.frames = self.frames or (0 if has_pictures(path) else self.expected)
             first = next(av_blocks(path), None)
             if first is None:
                 raise UserError(f"{path}: holds no samples") from None

@@ -29,7 +29,8 @@ def choose_device(name: str = "auto") -> torch.device:
         raise UserError(f"--device {name}: no CUDA device is available here")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: {torch.cuda.device_count()} are here, the first is cuda:0")
-    if device.type == "cuda" and device.index is not None:
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"  # ranks have a device of their own each
+    if device.type == "cuda" and device.index is not None and alone:
         torch.cuda.set_device(device)  # for what asks for the current one, such as pinned memory
     return device
 
