@@ -27,6 +27,7 @@ import trainer
 from datasets.corpus import split_speakers
 from model.embedder import Embedder
 from model.separator import Separator
+from scripts import demo
 from tests.conftest import TINY, die, tone_voice, train_arguments, write_librispeech
 from utils.audio import write_audio
 from utils.checkpoint import load_checkpoint
@@ -638,3 +639,32 @@ def test_the_generator_looks_at_what_cannot_work_first(
         code, out, err = run(generator.main, *arguments, *more)
         assert code == 2 and words in err and "files" not in out
     assert not (tmp_path / "store").exists()
+
+
+def test_the_demo_ends_with_the_files_that_it_names(
+    corpus_folder: Path,
+    embedder_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mains = {
+        "generator.py": generator.main,
+        "trainer.py": trainer.main,
+        "evaluate.py": evaluate.main,
+        "inference.py": inference.main,
+    }
+
+    def in_process(script: str, *arguments: str) -> None:
+        assert not mains[script](arguments)
+
+    monkeypatch.setattr(demo, "command", in_process)
+    monkeypatch.setattr(demo, "CONFIG", str(ROOT / "config/compact.yaml"))
+    monkeypatch.chdir(tmp_path)
+    given = ["--corpus", str(corpus_folder), *TINY, f"embedder={embedder_file}"]
+    assert demo.main(given) == 0
+    out = capsys.readouterr().out
+    last = out.split("To listen and to look:")[1].splitlines()
+    named = [Path(line.strip()) for line in last if line.startswith(" ")]
+    assert len(named) == 9 and all(path.is_file() for path in named)
+    assert "Beside the weights that come with this project" in out and "voicefilter.safetensors" in out
