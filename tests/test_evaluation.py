@@ -163,6 +163,23 @@ def test_a_real_recogniser_on_real_speech() -> None:
     assert recognize("pocketsphinx", np.zeros(16000, np.float32), 16000) == ""
 
 
+def test_whisper_hears_the_same_every_time_and_does_not_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    class WhisperModel:
+        def __init__(self, model: str, **options: Any) -> None:
+            assert model == "tiny.en"
+
+        def transcribe(self, samples: np.ndarray, **options: Any) -> tuple[list[SimpleNamespace], None]:
+            given.update(options, samples=len(samples))
+            return [SimpleNamespace(text="one"), SimpleNamespace(text="two")], None
+
+    monkeypatch.setitem(sys.modules, "faster_whisper", SimpleNamespace(WhisperModel=WhisperModel))
+    hear = load_recognizer.__wrapped__("whisper:tiny.en")
+    assert hear(np.zeros(16000, np.float32)) == "one two"
+    assert (given["temperature"], given["no_repeat_ngram_size"], given["samples"]) == (0.0, 5, 16000)
+
+
 def test_wav2vec2_is_read_by_the_best_letter_of_every_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network of the same shape that says one thing, because weights would have to be fetched."""
     bundle = torchaudio.pipelines.WAV2VEC2_ASR_BASE_960H

@@ -673,6 +673,8 @@ def test_scores_that_cannot_be_compared_begin_anew(run: Runner, arguments: Argum
     code, out, _ = run(trainer.main, *arguments(tmp_path, *more))
     assert code == 0 and "the best checkpoint and patience begin anew" in out
     assert load_checkpoint(tmp_path / "chkpt/m/best.pt")["step"] == 6
+    counts = [record["n"] for record in records(tmp_path, "validation")]
+    assert counts[0] > 2 == counts[-1]
 
 
 def test_another_number_of_processes_is_a_change(run: Runner, arguments: Arguments, tmp_path: Path) -> None:
