@@ -276,6 +276,18 @@ def test_convolutions_hear_chunks_nearly_as_the_whole() -> None:
     assert np.square(pieces - whole).mean() < 0.05 * np.square(whole).mean()
 
 
+def test_chunks_have_the_frames_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = separator_of(
+        {"kind": "unet", "channels": [2, 3]}
+    )  # which halves the frames once: chunks begin at even ones
+    hop = system.spectral.hop_length
+    for name, frames in (("CHUNK_SECONDS", 101), ("OVERLAP_SECONDS", 40), ("FADE_SECONDS", 5)):
+        monkeypatch.setattr(f"model.separator.{name}", frames * hop / 16000)
+    mixture, vector = tone_voice(0, 4.0, 0)[None], torch.randn(1, 256)
+    pieces, whole = system.separate_channels(mixture, vector), in_one_piece(system, mixture, vector)
+    np.testing.assert_allclose(pieces, whole, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("number", "kind", "words"),
     [
