@@ -19,6 +19,7 @@ from utils.processes import cores, worker_pool
 from utils.progress import progress_bar
 
 CACHE_VARIABLE = "SCAN_CACHE"
+"""Of the environment: another place for what earlier scans found, which tests use."""
 DEFAULT_CACHE = Path(os.environ.get(CACHE_VARIABLE, "data/index.sqlite"))
 CHECKS = ("full", "quick")
 VERSION = 2  # of what a check finds; another number makes the cache's rows be made anew
