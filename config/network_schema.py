@@ -56,7 +56,19 @@ Around = Annotated[int, Field(ge=0), AfterValidator(_odd)]
 """So many frames around each (odd); 0: all frames."""
 
 
-class FilmBlstmNetwork(MaskNetworkOptions):
+class RecurrentNetwork(MaskNetworkOptions):
+    """A linear front layer and bidirectional LSTMs, of the sizes of the networks below."""
+
+    input: Literal["linear", "power", "log", "db"] = "power"
+    front_dim: int = Field(256, ge=1)
+    lstm_dim: int = Field(256, ge=1)
+    lstm_layers: int = Field(2, ge=1)
+    residual_layers: int = Field(0, ge=0)
+    stack: int = Field(1, ge=1)
+    level_frames: Around = 0
+
+
+class FilmBlstmNetwork(RecurrentNetwork):
     """A linear front layer and bidirectional LSTMs, the embedding entering by FiLM.
 
     `stack` neighbouring frames share a step. The mixture's level is that of the `level_frames` (odd) around
@@ -66,13 +78,18 @@ class FilmBlstmNetwork(MaskNetworkOptions):
     """
 
     kind: Literal["film_blstm"] = "film_blstm"
-    input: Literal["linear", "power", "log", "db"] = "power"
-    front_dim: int = Field(256, ge=1)
-    lstm_dim: int = Field(256, ge=1)
-    lstm_layers: int = Field(2, ge=1)
-    residual_layers: int = Field(0, ge=0)
-    stack: int = Field(1, ge=1)
-    level_frames: Around = 0
+
+
+class BlindBlstmNetwork(RecurrentNetwork):
+    """The layers of film_blstm, without the embedding, give two voices' masks, which `loss.blind` trains;
+    `choice_layers` LSTMs of `choice_dim` more choose between them by the embedding, moment by moment.
+
+    `--checkpoint_path` may also name a film_blstm, as there; of that everything but its FiLM is used.
+    """
+
+    kind: Literal["blind_blstm"] = "blind_blstm"
+    choice_dim: int = Field(256, ge=1)
+    choice_layers: int = Field(1, ge=1)
 
 
 class BandSplitNetwork(MaskNetworkOptions):
@@ -153,7 +170,8 @@ class OnnxNetwork(MaskNetworkOptions):
 
 
 Member = Annotated[
-    VoiceFilterNetwork | FilmBlstmNetwork | BandSplitNetwork | UNetNetwork, Field(discriminator="kind")
+    VoiceFilterNetwork | FilmBlstmNetwork | BlindBlstmNetwork | BandSplitNetwork | UNetNetwork,
+    Field(discriminator="kind"),
 ]
 
 
@@ -181,6 +199,7 @@ class EnsembleNetwork(MaskNetworkOptions):
 Network = Annotated[
     VoiceFilterNetwork
     | FilmBlstmNetwork
+    | BlindBlstmNetwork
     | BandSplitNetwork
     | UNetNetwork
     | LiteNetwork
@@ -222,6 +241,8 @@ class Loss(Options):
     `asymmetric_alpha` what too much suppression costs there. `target` phase_sensitive: magnitude_mse,
     power_law and asymmetric compare with the part of the target that is in phase with the mixture. `absent`
     counts only examples whose target is silent. `noise_type` trains the head of the network lite.
+    `blind` those of the network blind_blstm: the same criteria of its two voices, one compared with the
+    target, the other with the rest of the mixture, whichever way round fits.
     """
 
     relative: bool = False
@@ -237,6 +258,7 @@ class Loss(Options):
     snr: float = Field(0.0, ge=0)
     absent: float = Field(0.0, ge=0)
     noise_type: float = Field(0.0, ge=0)
+    blind: float = Field(0.0, ge=0)
     srl: SpeakerLoss = SpeakerLoss()
     triplet_srl: TripletSpeakerLoss = TripletSpeakerLoss()
 
@@ -252,7 +274,7 @@ class Loss(Options):
     @property
     def weights(self) -> dict[str, float]:
         """The weight of every criterion, those of the speaker's representation being their beta."""
-        single = (*RECONSTRUCTION, "absent", "noise_type")
+        single = (*RECONSTRUCTION, "absent", "noise_type", "blind")
         speaker = {"srl": self.srl.beta, "triplet_srl": self.triplet_srl.beta}
         return {name: getattr(self, name) for name in single} | speaker
 
@@ -260,7 +282,8 @@ class Loss(Options):
     def needs_phase(self) -> bool:
         """Whether the angle between target and mixture is needed in every bin."""
         in_phase = self.target == "phase_sensitive"
-        return bool(in_phase or self.power_law_complex or self.si_sdr or self.snr or self.noise_type)
+        two_signals = self.noise_type or self.blind
+        return bool(in_phase or self.power_law_complex or self.si_sdr or self.snr or two_signals)
 
     @property
     def needs_embedder(self) -> bool:

@@ -265,6 +265,8 @@ class Config(Options):
             )
         if self.loss.noise_type and self.network.kind != "lite":
             raise ValueError(f"loss.noise_type: trains the head of network lite, not {self.network.kind}")
+        if self.loss.blind and self.network.kind != "blind_blstm":
+            raise ValueError(f"loss.blind: trains the voices of blind_blstm, not {self.network.kind}")
         adaptive = self.network.kind == "lite" and self.network.suppression == "adaptive"
         if adaptive and not self.loss.noise_type:
             raise ValueError("network.suppression adaptive: follows the head that loss.noise_type trains")

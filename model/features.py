@@ -17,6 +17,7 @@ from datasets.corpus import Utterance
 from datasets.mixture import Example, read_clip
 from datasets.recipe import Clip
 from datasets.scan import digest_of
+from datasets.store import WAVEFORMS
 from model.embedder import Embedder
 from model.spectral import Spectral
 from utils.audio import active_seconds
@@ -48,6 +49,21 @@ def spectra(
     if "spectrum" in wanted:
         fields["spectrum"] = torch.stack([a, b], dim=-1)
     return fields
+
+
+def rest_of(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch of which the rest of the mixture is the target: magnitudes `target` [B, T, F], `cosine` and
+    `sine`, if there is one, and waveforms, if there are any. Raises KeyError where the phase is not known."""
+    x, s, cosine = batch["mixture"], batch["target"], batch["cosine"]
+    magnitude = (x.square() + s.square() - 2 * x * s * cosine).clamp_min(0).sqrt()
+    floor = magnitude.clamp_min(1e-8)
+    found = {**batch, "target": magnitude, "cosine": ((x - s * cosine) / floor).clamp(-1, 1)}
+    if "sine" in batch:
+        found["sine"] = (-s * batch["sine"] / floor).clamp(-1, 1)
+    mixture, target = WAVEFORMS
+    if target in batch:
+        found[target] = batch[mixture] - batch[target]
+    return found
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,12 @@ def magnitude_mse(estimate: Tensor, target: Tensor) -> Tensor:
 
 def power_law(estimate: Tensor, target: Tensor, exponent: float = 0.3) -> Tensor:
     """Power-law compressed reconstruction error (VoiceFilter, section 2.2): mean (S^0.3 - E^0.3)^2."""
-    return ((estimate + FLOOR) ** exponent - (target + FLOOR) ** exponent).square().mean()
+    return power_law_errors(estimate, target, exponent).mean()
+
+
+def power_law_errors(estimate: Tensor, target: Tensor, exponent: float = 0.3) -> Tensor:
+    """(S^0.3 - E^0.3)^2 in every bin."""
+    return ((estimate + FLOOR) ** exponent - (target + FLOOR) ** exponent).square()
 
 
 def power_law_complex(estimate: Tensor, target: Tensor, angle: Tensor, exponent: float = 0.3) -> Tensor:

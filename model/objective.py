@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from config.network_schema import SpeakerLoss
 from datasets.dataset import Batch
 from datasets.store import WAVEFORMS
-from model.features import spectra
+from model.blind_blstm import BlindBlstm
+from model.features import rest_of, spectra
 from model.lite import Lite
-from model.losses import Comparison, criteria, noise_type
+from model.losses import Comparison, criteria, noise_type, power_law_errors
 from model.separator import Separator
 from model.speaker_loss import speaker_criteria
 from utils import distributed
@@ -68,17 +69,21 @@ class SeparatorObjective(nn.Module):
         if asked is not None and self.training:
             train = self.config.train
             embedding = blur(mix_embeddings(asked, train.embedding_mix), train.embedding_noise)
-        overlap = None
+        overlap = voices = None
         with autocast(batch["mixture"].device, precision):
             seen = batch["spectrum"] if network.planes == 2 else batch["mixture"]
             if isinstance(network, Lite):
                 mask, overlap = network.mask_and_overlap(seen, embedding)
+            elif isinstance(network, BlindBlstm) and self.weights["blind"]:
+                mask, voices = network.mask_and_voices(seen, embedding)
             else:
                 mask = network(seen, embedding)
         compared = self._compare(mask.float(), batch)
         values = criteria(loss, compared)
         if self.weights["noise_type"] and overlap is not None:
             values["noise_type"] = noise_type(overlap, compared, batch["other_voice"])
+        if voices is not None:
+            values["blind"] = self._blind(voices.float(), batch)
         if self.weights["srl"] or self.weights["triplet_srl"]:
             embedder = self.separator.embedder
             assert embedder is not None and asked is not None  # the configuration was checked
@@ -125,6 +130,32 @@ class SeparatorObjective(nn.Module):
             waves,
             self.separator.network.mask_bound,
         )
+
+    def _blind(self, voices: Tensor, batch: Batch) -> Tensor:
+        """The weighted criteria of two voices' masks [B, 2, T, F(, 2)], whose mean it is: one compared with
+        the target, the other with the rest of the mixture, in the order that fits the example better."""
+        rest = rest_of(batch)
+        first, second = voices.unbind(1)
+        swapped = self._misfit(first, rest) + self._misfit(second, batch) < (
+            self._misfit(first, batch) + self._misfit(second, rest)
+        )
+        swapped = swapped[(...,) + (None,) * (first.ndim - 1)]
+        pairs = (
+            (torch.where(swapped, second, first), batch),
+            (torch.where(swapped, first, second), rest),
+        )
+        total = torch.zeros((), device=voices.device)
+        for mask, source in pairs:
+            values = criteria(self.config.loss, self._compare(mask, source))
+            total = total + torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
+        return total / len(pairs)
+
+    @staticmethod
+    def _misfit(mask: Tensor, batch: Batch) -> Tensor:
+        """Error of what a mask gives, on compressed magnitudes [B]."""
+        with torch.no_grad():
+            compared = Comparison(mask, batch["mixture"], batch["target"])
+            return power_law_errors(compared.estimate, compared.target).mean((1, 2))
 
     def _embedding(self, batch: Batch) -> Tensor | None:
         embedder = self.separator.embedder

@@ -8,7 +8,7 @@ from typing import Any
 from config.network_schema import RECONSTRUCTION
 from config.options import Training
 
-CRITERIA = (*RECONSTRUCTION, "absent", "noise_type", "srl", "triplet_srl")
+CRITERIA = (*RECONSTRUCTION, "absent", "noise_type", "blind", "srl", "triplet_srl")
 LOW = re.compile(rf"(.*_)?(loss|eer|min_dcf|absent_level_(mean|median))|{'|'.join(CRITERIA)}")
 """Figures of a validation of which less is better: errors, and the criteria of the loss."""
 HIGH = re.compile(r".*(_after|_improvement|alone_(sdr|si_sdr))_(mean|median)|accepted_share")

@@ -15,6 +15,7 @@ from typing_extensions import assert_never
 from config.load import check_config, differences
 from config.network_schema import (
     BandSplitNetwork,
+    BlindBlstmNetwork,
     EnsembleNetwork,
     FilmBlstmNetwork,
     LiteNetwork,
@@ -25,6 +26,7 @@ from config.network_schema import (
 )
 from config.schema import Config
 from model.band_split import BandSplit
+from model.blind_blstm import BlindBlstm
 from model.embedder import Embedder
 from model.ensemble import Ensemble
 from model.film_blstm import FilmBlstm
@@ -65,6 +67,8 @@ def build_network(options: Network, bins: int, embedding_dim: int) -> MaskNetwor
             return VoiceFilter(bins, dim, **arguments)
         case FilmBlstmNetwork():
             return FilmBlstm(bins, dim, **arguments)
+        case BlindBlstmNetwork():
+            return BlindBlstm(bins, dim, **arguments)
         case BandSplitNetwork():
             return BandSplit(bins, dim, **arguments)
         case UNetNetwork():

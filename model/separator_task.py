@@ -183,7 +183,7 @@ class SeparatorTask(Task):
         cosine = self.config.loss.needs_phase
         if cosine and "cosine" not in split.fields:
             raise UserError(
-                f"{split.folder}: loss.si_sdr, snr, power_law_complex, noise_type and target "
+                f"{split.folder}: loss.si_sdr, snr, power_law_complex, noise_type, blind and target "
                 "phase_sensitive need store.cosine=true or store.kind=wave"
             )
         return ["mixture", "target", *(["cosine"] if cosine else [])]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from config.load import check_config, load_config
 from model import band_split, film_blstm, layers, recurrent, voicefilter
 from model.band_split import BandSplit, band_widths
+from model.blind_blstm import BlindBlstm
 from model.dvector import DVector
 from model.ensemble import Ensemble
 from model.film_blstm import FilmBlstm
@@ -47,6 +48,18 @@ KINDS: dict[str, tuple[Callable[..., MaskNetwork], dict[str, Any]]] = {
     "film_blstm": (FilmBlstm, {"front_dim": 8, "lstm_dim": 8}),
     "film_blstm stacked": (FilmBlstm, {"front_dim": 8, "lstm_dim": 8, "stack": 2, "level_frames": 5}),
     "film_blstm residual": (FilmBlstm, {"front_dim": 8, "lstm_dim": 8, "residual_layers": 2}),
+    "blind_blstm": (BlindBlstm, {"front_dim": 8, "lstm_dim": 8, "choice_dim": 5}),
+    "blind_blstm deep": (
+        BlindBlstm,
+        {
+            "front_dim": 8,
+            "lstm_dim": 8,
+            "residual_layers": 1,
+            "stack": 2,
+            "choice_dim": 5,
+            "choice_layers": 2,
+        },
+    ),
     "band_split": (BandSplit, {"dim": 6, "lstm_dim": 5, "blocks": 2, "level_frames": 3}),
     "band_split whole": (
         BandSplit,
