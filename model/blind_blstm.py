@@ -79,13 +79,13 @@ class BlindBlstm(FilmBlstm):
     def voices(self, x: Tensor) -> Tensor:
         """The last features [B, S, W] -> the masks of both voices [B, 2, S*stack, F(, 2)]."""
         both = self.out(x[..., : self.features]).chunk(VOICES, dim=-1)
-        rows = [one.reshape(len(x), -1, self.planes * self.bins) for one in both]  # [B, T, P*F]
+        rows = [one.reshape(x.shape[0], -1, self.planes * self.bins) for one in both]  # [B, T, P*F]
         return torch.stack([self.to_mask(self.split_planes(one)) for one in rows], 1)
 
     def shares(self, x: Tensor) -> Tensor:
         """The last features [B, S, W] -> of the first voice, the second and silence [B, S*stack, 3]."""
         shares = self.share(x[..., self.features :]).float().softmax(-1)[:, :, None]
-        return shares.expand(-1, -1, self.stack, -1).reshape(len(x), -1, VOICES + 1)
+        return shares.expand(-1, -1, self.stack, -1).reshape(x.shape[0], -1, VOICES + 1)
 
     def _chosen(self, x: Tensor, voices: Tensor) -> Tensor:
         shares = self.shares(x)[..., :VOICES].transpose(1, 2)

@@ -29,6 +29,7 @@ SHIPPED = {
 SMALL = {
     "voicefilter": ["network.channels=4", "network.lstm_dim=32", "network.fc1_dim=64"],
     "film_blstm": ["network.lstm_dim=64"],
+    "blind_blstm": ["network.lstm_dim=64", "network.choice_dim=32"],
     "band_split": ["network.dim=32", "network.lstm_dim=32", "network.blocks=2"],
     "ensemble": [
         "network.members=[{kind: film_blstm, lstm_dim: 64}, "

@@ -32,6 +32,7 @@ from utils.errors import UserError
 Runner = Callable[..., tuple[int, str, str]]
 NETWORKS = {
     "film_blstm": ["network={kind: film_blstm, front_dim: 8, lstm_dim: 8, stack: 2}"],
+    "blind_blstm": ["network={kind: blind_blstm, front_dim: 8, lstm_dim: 8, stack: 2, choice_dim: 5}"],
     "voicefilter": ["network={kind: voicefilter, channels: 2, lstm_dim: 4, fc1_dim: 6, activation: mish}"],
     "partial": [
         "network={kind: voicefilter, channels: 2, lstm: none, fc1_dim: 6, partial_convolution: true}"

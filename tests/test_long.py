@@ -124,6 +124,7 @@ LAYERS = {
     "level_frames": 41,
 }
 FRAMES = {"kind": "film_blstm", "front_dim": 6, "lstm_dim": 8, "stack": 3, "residual_layers": 1}
+BLIND = {"kind": "blind_blstm", "front_dim": 6, "lstm_dim": 8, "stack": 2, "choice_dim": 5}
 
 
 @pytest.mark.parametrize(
@@ -133,8 +134,10 @@ FRAMES = {"kind": "film_blstm", "front_dim": 6, "lstm_dim": 8, "stack": 3, "resi
         {**BANDS, "embedding": "none", "level_frames": 0},
         {**BANDS, "stack": 2, "whole_dim": 7, "mask": "complex"},
         {"kind": "ensemble", "members": [FRAMES, {**BANDS, "stack": 2, "whole_dim": 7}, BANDS]},
+        {**BLIND, "level_frames": 41},
+        {**BLIND, "residual_layers": 1, "choice_layers": 2, "mask": "complex"},
     ],
-    ids=["bands", "without a reference", "whole frames", "ensemble"],
+    ids=["bands", "without a reference", "whole frames", "ensemble", "blind", "blind and deep"],
 )
 @pytest.mark.parametrize("length", [16_001, 40_000, 51_713])
 def test_layers_over_bands_and_ensembles_do_so_too(network: dict[str, Any], length: int) -> None:

@@ -15,6 +15,7 @@ from config.load import load_config
 from config.network_schema import Loss
 from model.dvector import DVector
 from model.embedder import Embedder
+from model.features import rest_of
 from model.foreign import MINDSLAB, RESEMBLYZER
 from model.losses import CLOSEST, FLOOR, INACTIVE, Comparison, criteria, negative_si_sdr, noise_type
 from model.objective import SeparatorObjective, mix_embeddings
@@ -223,6 +224,7 @@ def test_what_cannot_be_computed_is_refused() -> None:
         (["loss.srl.beta=0.3", "store.kind=wave", "train.embedder=joint"], "need a frozen embedder"),
         (["loss.srl.beta=0.3", "store.kind=wave", "data.reverse=true"], "all but the reference's voice"),
         (["loss.noise_type=1"], "network lite, not voicefilter"),
+        (["loss.blind=1"], "voices of blind_blstm, not voicefilter"),
         (["network={kind: lite, suppression: adaptive}"], "the head that loss.noise_type trains"),
         (["network.embedding=none", "train.embedding_noise=0.1"], "no embedder"),
         (["network.embedding=none", "train.embedding_mix=0.1"], "no embedder"),
@@ -344,6 +346,65 @@ def wave_batch() -> dict[str, Tensor]:
         "embedding": torch.randn(2, 8),
         "other_voice": torch.ones(2),
     }
+
+
+def blind_objective(*overrides: str) -> SeparatorObjective:
+    network = "network={kind: blind_blstm, front_dim: 8, lstm_dim: 8, choice_dim: 5}"
+    torch.manual_seed(0)
+    small = ["audio.n_fft=256", "audio.win_length=256", "audio.hop_length=128", "train.precision=fp32"]
+    config = load_config(None, [*small, network, "store.kind=wave", *overrides])
+    return SeparatorObjective(Separator(config, embedders()["resemblyzer"]), embedder_learns=False)
+
+
+@pytest.mark.parametrize("mask", ["sigmoid", "complex"])
+def test_the_rest_of_a_batch_is_the_mixture_without_the_target(mask: str) -> None:
+    objective = blind_objective("loss={blind: 1}", f"network.mask={mask}")
+    batch = wave_batch()
+    found = rest_of(objective.with_spectra(batch))
+    other = {**batch, "target_wave": batch["mixture_wave"] - batch["target_wave"]}
+    expected = objective.with_spectra(other)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if name in ("cosine", "sine"):  # where rounding is small beside it
+            loud = expected["target"] > 0.05
+            torch.testing.assert_close(found[name][loud], value[loud], atol=2e-3, rtol=0)
+        else:
+            torch.testing.assert_close(found[name], value, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "loss", ["power_law: 1", "power_law: 0, si_sdr: 1", "power_law: 1, snr: 0.1, mask_mse: 1"]
+)
+def test_blind_voices_are_compared_whichever_way_round_fits(loss: str) -> None:
+    objective = blind_objective(f"loss={{blind: 1, relative: true, {loss}}}")
+    batch = objective.with_spectra(wave_batch())
+    rest = rest_of(batch)
+    ideal, other = (b["target"] / (batch["target"] + rest["target"] + 1e-6) for b in (batch, rest))
+    torch.manual_seed(2)
+    ideal, other = (0.8 * m + 0.1 * torch.rand_like(m) for m in (ideal, other))
+
+    def single(mask: Tensor, source: dict[str, Tensor]) -> Tensor:
+        values = criteria(objective.config.loss, objective._compare(mask, source))
+        return torch.stack([objective.weights[name] * value for name, value in values.items()]).sum()
+
+    expected = (single(ideal, batch) + single(other, rest)) / 2
+    order = torch.stack([ideal, other], 1)
+    mixed = torch.stack([order[0], order[1].flip(0)])  # one example this way round, one the other
+    for voices in (order, order.flip(1), mixed):
+        torch.testing.assert_close(objective._blind(voices, batch), expected)
+    assert objective._blind(order[[1, 0]], batch) > expected  # of other examples
+
+
+def test_blind_voices_learn_by_their_own_criterion_and_by_the_choice() -> None:
+    for blind in (0, 1):
+        objective = blind_objective(f"loss.blind={blind}").train()
+        values = objective(wave_batch())
+        assert ("blind" in values) == bool(blind)
+        expected = sum(weight * values[name] for name, weight in objective.weights.items() if weight)
+        torch.testing.assert_close(values["loss"], expected)
+        values["loss"].backward()
+        network = objective.separator.network
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
 @pytest.mark.parametrize("name", ["resemblyzer", "vggm"])

@@ -799,6 +799,43 @@ def test_residual_layers_begin_as_identities() -> None:
     torch.testing.assert_close(more(mixture, embedding), few(mixture, embedding))
 
 
+@pytest.mark.parametrize("front", [8, 16])
+def test_two_blind_voices_begin_as_the_mask_of_a_network_that_listened(front: int) -> None:
+    torch.manual_seed(0)
+    sizes = {"residual_layers": 1, "stack": 2, "level_frames": 5}
+    heard = FilmBlstm(BINS, DIM, front_dim=8, lstm_dim=8, **sizes).eval()
+    blind = BlindBlstm(BINS, DIM, front_dim=front, lstm_dim=8, choice_dim=5, **sizes).eval()
+    without = {name: value for name, value in blind.state_dict().items() if name.startswith(blind.identities)}
+    blind.load_state_dict({**without, **blind.widened(heard.state_dict())})
+    mixture, embedding = torch.rand(2, FRAMES, BINS), torch.randn(2, DIM)
+    mask, voices = blind.mask_and_voices(mixture, embedding)
+    assert mask.shape == mixture.shape and voices.shape == (2, 2, FRAMES, BINS)
+    with torch.no_grad():  # then its FiLM does nothing
+        for film in (heard.film, heard.residuals[0].film):
+            film.bias.zero_()  # type: ignore[union-attr]
+        expected = heard(mixture, torch.zeros(2, DIM))
+    torch.testing.assert_close(voices[:, 0], expected)
+    difference = (voices[:, 0] - voices[:, 1]).abs()
+    assert 0 < difference.mean() < 0.05
+    share = torch.tensor([0.0, 0.0, -2.0]).softmax(0)[0]  # nothing chooses yet
+    torch.testing.assert_close(mask, share * voices.sum(1))
+    state = blind.state_dict()
+    assert blind.widened(state) is state
+
+
+def test_a_blind_network_hears_the_reference_in_its_choice_alone() -> None:
+    network = stirred(network_of("blind_blstm deep"))
+    assert isinstance(network, BlindBlstm)
+    mixture = torch.rand(2, FRAMES, BINS)
+    first, second = (network.mask_and_voices(mixture, torch.randn(2, DIM)) for _ in range(2))
+    assert torch.equal(first[1], second[1]) and not torch.allclose(first[0], second[0])
+    assert torch.equal(
+        network(mixture, torch.zeros(2, DIM)), network.mask_and_voices(mixture, torch.zeros(2, DIM))[0]
+    )
+    low, high = first[1].amin(1), first[1].amax(1)
+    assert (first[0] <= high).all() and (first[0] >= 0).all() and (low >= 0).all()
+
+
 @pytest.mark.parametrize(
     ("front", "lstm", "tolerance"), [(8, 16, 1e-5), (16, 8, 1e-5), (13, 24, 1e-5), (8, 12, 0.05)]
 )
