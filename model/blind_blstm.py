@@ -91,6 +91,13 @@ class BlindBlstm(FilmBlstm):
         shares = self.shares(x)[..., :VOICES].transpose(1, 2)
         return (voices * shares[(...,) + (None,) * (voices.ndim - 3)]).sum(1)
 
+    def compile_forward(self) -> None:
+        self.mask_and_voices = torch.compile(self.mask_and_voices)  # type: ignore[method-assign]
+
+    def forward(self, mixture: Tensor, embedding: Tensor | None) -> Tensor:
+        """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)]."""
+        return self.mask_and_voices(mixture, embedding)[0]
+
     def mask_and_voices(self, mixture: Tensor, embedding: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mixture [B, T, F(, 2)] and embedding [B, D] -> mask [B, T, F(, 2)] and both voices' masks
         [B, 2, T, F(, 2)]."""
