@@ -156,7 +156,9 @@ def joined(path: Path, own: dict[str, Any] | None, other_paths: Sequence[Path]) 
             }
             members.append(member)
     common = {name: members[0][name] for name in ("mask", "embedding")}
-    config = own["config"] | {"network": {"kind": "ensemble", "members": members, **common}}
+    loss = own["config"]["loss"] | {"blind": 0.0}  # of a network that was alone
+    network = {"kind": "ensemble", "members": members, **common}
+    config = own["config"] | {"network": network, "loss": loss}
     where = " and ".join(map(str, (path, *other_paths)))
     return _remade(own, contents, weights) | {"config": check_config(config, where).model_dump()}
 

@@ -845,11 +845,22 @@ def test_the_mean_of_two_trainings_is_handed_on(run: Runner, trained: Path, tmp_
     assert not (tmp_path / "m.safetensors").exists()
 
 
-def test_separators_are_joined_to_one(run: Runner, trained: Path, tmp_path: Path) -> None:
+OTHERS: list[dict[str, Any]] = [
+    {"network": {"kind": "band_split", "dim": 6, "lstm_dim": 5, "blocks": 1}},
+    {
+        "network": {"kind": "blind_blstm", "front_dim": 8, "lstm_dim": 8, "choice_dim": 5},
+        "loss": {"blind": 1.0},
+    },
+]
+
+
+@pytest.mark.parametrize("options", OTHERS, ids=["band_split", "blind_blstm"])
+def test_separators_are_joined_to_one(
+    run: Runner, trained: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
     torch.manual_seed(3)
     ours = Separator.load(trained)
-    config = ours.config.model_dump()
-    config["network"] = {"kind": "band_split", "dim": 6, "lstm_dim": 5, "blocks": 1}
+    config = ours.config.model_dump() | options
     other = Separator(check_config(config, ""), ours.embedder).eval()
     torch.save(other.content() | {"training_speakers": ["z"]}, tmp_path / "other.pt")
     two, three = tmp_path / "two.safetensors", tmp_path / "three.safetensors"
@@ -858,10 +869,13 @@ def test_separators_are_joined_to_one(run: Runner, trained: Path, tmp_path: Path
     written = load_checkpoint(two)
     assert not {"presence", "step", "validation"} & written.keys()
     assert written["training_speakers"] == sorted({*load_checkpoint(trained)["training_speakers"], "z"})
+    turned = tmp_path / "turned.safetensors"
+    assert run(convert.main, tmp_path / "other.pt", "--ensemble", trained, "-o", turned)[0] == 0
     mixture, embedding = torch.randn(2, 8000), torch.randn(2, 256)
     with torch.inference_mode():
         first, second = (separator(mixture, embedding) for separator in (ours, other))
-        for path, expected in ((two, (first + second) / 2), (three, (2 * first + second) / 3)):
+        half, third = (first + second) / 2, (2 * first + second) / 3
+        for path, expected in ((two, half), (turned, half), (three, third)):
             torch.testing.assert_close(Separator.load(path)(mixture, embedding), expected, atol=1e-5, rtol=0)
     small = tmp_path / "small.safetensors"
     assert run(convert.main, two, "-o", small, "--int8")[0] == 0 and small.stat().st_size < two.stat().st_size

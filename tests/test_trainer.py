@@ -787,6 +787,36 @@ def test_changes_that_are_allowed_are_shown_and_a_run_is_found_where_the_runs_ar
     assert (tmp_path / "chkpt/n/last.pt").exists()
 
 
+BLIND = (
+    "network={kind: blind_blstm, front_dim: 16, lstm_dim: 16, stack: 2, choice_dim: 8, residual_layers: 1}"
+)
+
+
+def test_a_blind_network_begins_with_one_that_listened_and_is_resumed(
+    run: Runner, arguments: Arguments, tmp_path: Path, trained: Path
+) -> None:
+    more = [BLIND, "loss.blind=1", "--checkpoint_path", str(trained)]
+    code, out, err = run(trainer.main, *arguments(tmp_path, *more, "train.steps=4", "-m", "b"))
+    assert code == 0 and "network.kind: film_blstm -> blind_blstm" in out, err
+    own, other = (load_checkpoint(path)["network"] for path in (tmp_path / "chkpt/b/last.pt", trained))
+    assert {name for name in other if "film." not in name} <= own.keys()
+    lines = [json.loads(line) for line in (tmp_path / "logs/b/metrics.jsonl").read_text().splitlines()]
+    assert all(line["blind"] > 0 for line in lines if line["group"] in ("train", "validation"))
+    straight = [BLIND, "loss.blind=1", "train.steps=4", "-m", "straight"]
+    assert run(trainer.main, *arguments(tmp_path, *straight))[0] == 0
+    for steps in (2, 4):
+        part = [BLIND, "loss.blind=1", f"train.steps={steps}", "-m", "parts", "--allow_changes"]
+        assert run(trainer.main, *arguments(tmp_path, *part))[0] == 0
+    first, second = (
+        load_checkpoint(tmp_path / f"chkpt/{m}/last.pt")["network"] for m in ("straight", "parts")
+    )
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    code, _, err = run(
+        trainer.main, *arguments(tmp_path, BLIND.replace("stack: 2", "stack: 3"), *more[1:], "-m", "c")
+    )
+    assert code == 2 and "its network" in err and "Traceback" not in err
+
+
 def test_weights_that_have_heard_the_validation_s_people_are_named(
     run: Runner, arguments: Arguments, tmp_path: Path, trained: Path, store: Path
 ) -> None:
