@@ -30,7 +30,7 @@ def test_every_shipped_configuration_loads_and_builds(path: Path) -> None:
         ("train.batch_size=four", ["train.batch_size", "'four'"]),
         (
             "network={kind: unett}",
-            ["network.kind", "band_split, ensemble, film_blstm, lite, onnx, unet, voicefilter", "'unett'"],
+            ["network.kind", "band_split, blind_blstm, ensemble, film_blstm, lite, onnx, unet, voicefilter", "'unett'"],
         ),
         ("network={kind: film_blstm, lstm_dmi: 3}", ["network.lstm_dmi", "did you mean 'network.lstm_dim'"]),
         ("network.lstm=both", ["network.lstm", "'both'"]),
@@ -50,7 +50,7 @@ def test_every_shipped_configuration_loads_and_builds(path: Path) -> None:
             "network={kind: ensemble, members: [{kind: film_blstm}, {kind: lite}]}",
             [
                 "network.members.1.kind",
-                "expected one of band_split, film_blstm, unet, voicefilter",
+                "expected one of band_split, blind_blstm, film_blstm, unet, voicefilter",
                 "got 'lite'",
             ],
         ),
