@@ -30,7 +30,11 @@ def test_every_shipped_configuration_loads_and_builds(path: Path) -> None:
         ("train.batch_size=four", ["train.batch_size", "'four'"]),
         (
             "network={kind: unett}",
-            ["network.kind", "band_split, blind_blstm, ensemble, film_blstm, lite, onnx, unet, voicefilter", "'unett'"],
+            [
+                "network.kind",
+                "band_split, blind_blstm, ensemble, film_blstm, lite, onnx, unet, voicefilter",
+                "'unett'",
+            ],
         ),
         ("network={kind: film_blstm, lstm_dmi: 3}", ["network.lstm_dmi", "did you mean 'network.lstm_dim'"]),
         ("network.lstm=both", ["network.lstm", "'both'"]),
