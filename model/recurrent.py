@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.device import has_fast_bf16
+
+CPU_HAS_BF16 = has_fast_bf16(torch.device("cpu"))
+"""Without it oneDNN has no LSTM in bfloat16 either, and one that autocast hands it fails."""
 FEW_FRAMES = 4
 """Up to so many at once PyTorch's LSTM spends its time on the layout of its weights."""
 
@@ -15,14 +19,19 @@ FEW_FRAMES = 4
 def call_lstm(
     lstm: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """What `lstm` makes of x after a state (None: the first), and the state after that; on CUDA in float32,
-    because autocast would compute it in float16 there, whatever was asked for, and without a scaled loss its
-    gradients would vanish."""
-    if x.is_cuda:
+    """What `lstm` makes of x after a state (None: the first), and the state after that.
+
+    Under autocast it is computed in float32 on CUDA, where it would be float16 whatever was asked for, whose
+    gradients would vanish without a scaled loss; and on a CPU without bfloat16, where it would fail.
+    """
+    in_float32 = x.is_cuda or (
+        x.device.type == "cpu" and not CPU_HAS_BF16 and torch.is_autocast_enabled("cpu")
+    )
+    if in_float32:
         x = x.float()
     if state is not None:
         state = (state[0].to(x.dtype), state[1].to(x.dtype))
-    with torch.autocast("cuda", enabled=False) if x.is_cuda else nullcontext():
+    with torch.autocast(x.device.type, enabled=False) if in_float32 else nullcontext():
         y, left = lstm(x, state)
     return y, left
 

@@ -889,6 +889,24 @@ def test_every_lstm_is_called_in_the_way_that_cuda_needs(kind: str, monkeypatch:
     assert len(seen) == len(lstms) and all(seen)
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("carried", [False, True])
+def test_an_lstm_on_a_cpu_without_bfloat16_stays_in_float32(
+    bidirectional: bool, carried: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """oneDNN has none in bfloat16 there, and a user may still have asked for it."""
+    monkeypatch.setattr(recurrent, "CPU_HAS_BF16", False)
+    lstm, x = nn.LSTM(8, 8, batch_first=True, bidirectional=bidirectional), torch.randn(2, 5, 8)
+    state = (torch.randn(1 + bidirectional, 2, 8), torch.randn(1 + bidirectional, 2, 8)) if carried else None
+    expected, _ = lstm(x, state)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, left = call_lstm(lstm, x, state)
+        rounded, _ = call_lstm(lstm, x.bfloat16(), state)
+    assert found.dtype == left[1].dtype == rounded.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(rounded, expected, rtol=0, atol=0.02)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_an_lstm_has_no_float16_gradients_on_cuda() -> None:
     """In which those of a mean over many bins would be zero."""
